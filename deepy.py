@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a run: reads its configuration, checks all of it, and launches one process per GPU or CPU rank.
+
+python deepy.py train.py [-d DIR] a.yml b.yml … [--set key=value] [--cpu-ranks N] [--dry-run]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron.launcher.plan import RankPlan
+    from megatron.neox_arguments.config import RunConfig
+
+EPILOG = """\
+Files merge from left to right, later keys win, --set wins over files.
+
+Ctrl-C lets the ranks finish their step, save and stop; the same command goes on from there. A second one
+ends them at once. Exit status: 0 done, 2 wrong input, 130 stopped by Ctrl-C, else that of the rank that died
+first.
+
+examples:
+  python deepy.py train.py configs/llemma_7b.yml configs/proof_pile_2.yml
+  python deepy.py train.py -d configs llemma_7b proof_pile_2 --set train_iters=100 --set launcher=local
+  python deepy.py train.py -d configs llemma_7b proof_pile_2 --dry-run --world-size 256
+"""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line; exits with 2 and a usage line where it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="deepy.py",
+        description="Start a run on all its ranks, from YAML files that are checked as a whole first.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("script", type=Path, help="what each rank runs, such as train.py")
+    parser.add_argument(
+        "configs", type=Path, nargs="+", metavar="CONFIG", help="YAML files, .yml may be left out"
+    )
+    parser.add_argument(
+        "-d", "--conf_dir", "--conf-dir", type=Path, metavar="DIR", help="folder of the YAML files"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key")
+    parser.add_argument(
+        "--cpu-ranks", type=int, metavar="N", help="start N ranks on CPU, whatever GPUs there are"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the run amounts to and print it merged, start nothing",
+    )
+    parser.add_argument(
+        "--world-size", type=int, metavar="N",
+        help="with --dry-run: as if on N ranks of another machine, whose files are not looked for",
+    )  # fmt: skip
+    options = parser.parse_intermixed_args(arguments)
+    if options.world_size is not None and not options.dry_run:
+        parser.error(
+            "--world-size plans for another machine and goes with --dry-run; --cpu-ranks N starts N ranks"
+        )
+    if options.world_size is not None and options.world_size < 1:
+        parser.error("--world-size must be at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status of the run."""
+    options = parse(arguments)
+    # After the command line is known to be right, so that --help need not wait for pydantic.
+    from megatron.neox_arguments.errors import exit_on_user_error
+
+    return exit_on_user_error(start)(options)
+
+
+def start(options: argparse.Namespace) -> int:
+    """Loads, checks and launches.
+
+    Raises:
+        UserError: all problems of the configuration on this machine, in one list.
+    """
+    from megatron.launcher import freeze, launch
+    from megatron.launcher.frozen import HASH_VARIABLE
+
+    cfg, notices = load(options)
+    for notice in notices:
+        tell(f"note: {notice}")
+    plan = plan_on(cfg, options)
+    if options.dry_run:
+        show(cfg, plan)
+        return 0
+    frozen = freeze(cfg)
+    tell(f"{plan}; configuration {frozen.path}, sha256 {frozen.sha256[:16]}…")
+    return launch(
+        [sys.executable, str(options.script), "--config", str(frozen.path)],
+        plan.ranks,
+        environment={**os.environ, HASH_VARIABLE: frozen.sha256},
+        on_gpu=bool(plan.on_gpu),
+        master_addr=cfg.launch.master_addr,
+        master_port=cfg.launch.master_port,
+    )
+
+
+def load(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
+    """The configuration and what is worth saying about it; a missing script is one problem among others."""
+    from megatron.neox_arguments.errors import ConfigError, Problem
+    from megatron.neox_arguments.loader import load_config
+
+    overrides = [*options.set]
+    if options.cpu_ranks is not None:
+        overrides.append(f"cpu_ranks={options.cpu_ranks}")
+    problems = []
+    if not options.script.is_file():
+        remedy = "give the program of the ranks first, such as train.py"
+        problems.append(Problem("script", str(options.script), "no such file", remedy))
+    try:
+        cfg, notices = load_config(
+            options.configs,
+            overrides=overrides,
+            directory=options.conf_dir,
+            check_files=options.world_size is None,
+        )
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    if problems:
+        raise ConfigError(problems)
+    return cfg, notices
+
+
+def plan_on(cfg: RunConfig, options: argparse.Namespace) -> RankPlan:
+    """The ranks of this run, with what makes them impossible raised as one ConfigError."""
+    from megatron.launcher.devices import count_gpus
+    from megatron.launcher.launchers import launch_problem
+    from megatron.launcher.plan import RankPlan, plan_ranks
+    from megatron.neox_arguments.checks import check_world
+    from megatron.neox_arguments.errors import ConfigError
+
+    if options.world_size is not None:
+        plan = RankPlan(options.world_size, f"--world-size={options.world_size}, planned only")
+        problem = None
+    else:
+        plan = plan_ranks(cfg, count_gpus(os.environ))
+        problem = launch_problem(cfg.launch.launcher, os.environ)
+    problems = check_world(cfg, plan.ranks)
+    if problem is not None and options.dry_run:
+        tell(f"note: a start here would end with: {problem}")
+    elif problem is not None:
+        problems.insert(0, problem)
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
+def show(cfg: RunConfig, plan: RankPlan) -> None:
+    """The dry run: the run in words, then all its keys as one YAML file."""
+    from megatron.launcher.plan import describe
+
+    print(f"{'ranks':<14}{plan}")
+    print(describe(cfg, plan.ranks))
+    print("\n# All keys, merged, with their defaults. Nothing was started.\n")
+    print(cfg.to_yaml(), end="")
+
+
+def tell(message: str) -> None:
+    """A message of the launcher, apart from the run's own output."""
+    print(f"deepy: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

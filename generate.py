@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Writes text with a checkpoint: python generate.py CHECKPOINT --prompt "The derivative of x^2 is"."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron.neox_arguments import UserError, exit_on_user_error
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write text with a checkpoint of this program.",
+        epilog="A checkpoint is a run's save folder (its newest is taken) or one global_stepN folder. "
+        "For several ranks: torchrun --nproc-per-node N generate.py …, tensor parallel over all of them.",
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--prompt", action="append", help="a text to go on from; may be given several times")
+    parser.add_argument("--prompt-file", type=Path, help="a file whose content is the prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw among the likeliest ids that reach this"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws, with a temperature")
+    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
+    parser.add_argument("--iteration", type=int, help="of the checkpoint to take, instead of the newest")
+    parser.add_argument(
+        "--rotary-base", type=float, help="read with another rotary base than the checkpoint's"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: the checkpoint's")
+    return parser.parse_args(argv)
+
+
+def _check(options: argparse.Namespace) -> list[str]:
+    """Returns the prompts.
+
+    Raises:
+        UserError: an option is out of its range, or there is no prompt.
+    """
+    ranges = [
+        ("--max-new-tokens", options.max_new_tokens, options.max_new_tokens >= 1, "at least 1"),
+        ("--temperature", options.temperature, options.temperature >= 0, "0 or more"),
+        ("--top-p", options.top_p, 0 < options.top_p <= 1, "above 0 and at most 1"),
+    ]
+    for name, value, is_right, constraint in ranges:
+        if not is_right:
+            raise UserError(f"{name}={value}: must be {constraint}")
+    prompts = list(options.prompt or [])
+    if options.prompt_file is not None:
+        try:
+            prompts.append(options.prompt_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompt-file={options.prompt_file}: cannot be read ({error})") from None
+    if not prompts:
+        raise UserError('--prompt: is not set, and neither is --prompt-file; give --prompt "some text"')
+    return prompts
+
+
+def _write(opened, prompt: str, options: argparse.Namespace) -> tuple[str, int]:  # type: ignore[no-untyped-def]
+    """Returns the prompt's continuation, and the number of new tokens."""
+    from megatron.model.generation import Sampling, generate
+
+    tokenizer = opened.tokenizer
+    # A document starts after an end of document in training; an empty prompt does here too.
+    prompt_ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    new_ids: list[int] = []
+    start = tokenizer.decode(prompt_ids)
+    text = ""
+    stream = generate(
+        opened.built,
+        opened.backend,
+        prompt_ids,
+        options.max_new_tokens,
+        sampling,
+        lambda token: token == tokenizer.eod_id,
+    )
+    for token in stream:
+        new_ids.append(token)
+        # Decoded with the prompt: a piece's leading space depends on what stands before it.
+        text = tokenizer.decode(prompt_ids + new_ids)[len(start) :]
+        ends = [position for stop in options.stop if (position := text.find(stop)) >= 0]
+        if ends:
+            return text[: min(ends)], len(new_ids)
+    return text, len(new_ids)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    options = _arguments(argv)
+    prompts = _check(options)
+    from megatron.backend import initialize, shut_down
+    from megatron.checkpointing.inference import open_model
+    from megatron.neox_arguments.config import ParallelConfig
+
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    backend = initialize(ParallelConfig(model_parallel_size=ranks), options.seed)
+    try:
+        opened = open_model(
+            options.checkpoint,
+            backend,
+            iteration=options.iteration,
+            rotary_base=options.rotary_base,
+            dtype=options.dtype,
+        )
+        if backend.is_main:
+            print(opened.period.describe(opened.record.model["head_dim"]), file=sys.stderr)
+        for prompt in prompts:
+            started = time.perf_counter()
+            text, tokens = _write(opened, prompt, options)
+            seconds = time.perf_counter() - started
+            if backend.is_main:
+                print(prompt + text, flush=True)
+                print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+    finally:
+        shut_down()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lets megatron-core run where there is no CUDA device, on the CPU and gloo, with nothing else changed.
+
+megatron-core names CUDA in three ways, and each is reached by the narrowest means that reaches it:
+
+1. functions of `torch.cuda` (streams, events, random state): replaced on the `torch.cuda` module;
+2. device literals, `.cuda()` calls and tensor type names inside its source: rewritten while the
+   module is imported, in a fixed list of modules, each with the number of places expected there;
+3. two helpers of `tensor_parallel.random` that read the generator of a CUDA device.
+
+torch's own factories stay as they are: patching those would change them for everybody. The version
+and every count are checked, so that another megatron-core is refused instead of half patched.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+
+MEGATRON_CORE_VERSION = "0.16.1"
+
+# Places that name CUDA, by module of megatron-core 0.16.1. A different count means different source.
+REWRITES: dict[str, int] = {
+    "megatron.core.dist_checkpointing.exchange_utils": 7,
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver": 1,
+    "megatron.core.distributed.param_and_grad_buffer": 1,
+    "megatron.core.models.common.embeddings.rope_utils": 1,
+    "megatron.core.models.common.language_module.language_module": 1,
+    "megatron.core.optimizer.clip_grads": 6,
+    "megatron.core.optimizer.distrib_optimizer": 6,
+    "megatron.core.optimizer.grad_scaler": 5,
+    "megatron.core.optimizer.optimizer": 9,
+    "megatron.core.pipeline_parallel.schedules": 4,
+    "megatron.core.pipeline_parallel.utils": 1,
+    "megatron.core.rerun_state_machine": 2,
+    "megatron.core.tensor_parallel.data": 2,
+    "megatron.core.tensor_parallel.layers": 2,
+    "megatron.core.transformer.utils": 2,
+    "megatron.core.utils": 7,
+}
+
+_TENSOR_TYPES = {
+    f"torch.cuda.{kind}": f"torch.{kind}" for kind in ("FloatTensor", "HalfTensor", "BFloat16Tensor")
+}
+
+
+class _CudaToCpu(ast.NodeTransformer):
+    """Rewrites "cuda" literals, CUDA tensor type names and `.cuda(...)` calls; counts what it did."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        new = "cpu" if node.value == "cuda" else None
+        if isinstance(node.value, str):
+            new = new or _TENSOR_TYPES.get(node.value)
+        if new is None:
+            return node
+        self.count += 1
+        return ast.copy_location(ast.Constant(new), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if not (isinstance(node.func, ast.Attribute) and node.func.attr == "cuda"):
+            return node
+        self.count += 1
+        to_cpu = ast.Attribute(node.func.value, "cpu", ast.Load())
+        return ast.copy_location(ast.Call(to_cpu, [], []), node)
+
+
+class _RewritingLoader(importlib.machinery.SourceFileLoader):
+    """Compiles one listed module from its rewritten source (never from, or into, a .pyc)."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        rewriter = _CudaToCpu()
+        tree = ast.fix_missing_locations(rewriter.visit(ast.parse(self.get_data(path))))
+        expected = REWRITES[fullname]
+        if rewriter.count != expected:
+            raise ImportError(
+                f"{fullname}: {rewriter.count} places name CUDA where megatron-core "
+                f"{MEGATRON_CORE_VERSION} has {expected}; reinstall megatron-core=={MEGATRON_CORE_VERSION}"
+            )
+        return compile(tree, path, "exec", dont_inherit=True)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in REWRITES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _RewritingLoader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Event:
+    """Stands for a CUDA event where everything is already done when the call returns."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def record(self, *args: Any) -> None: ...
+
+    def wait(self, *args: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: Any) -> float:
+        return 0.0
+
+
+class _Stream:
+    """Stands for a CUDA stream: work is in order because there is only one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def wait_stream(self, *args: Any) -> None: ...
+
+    def wait_event(self, *args: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record_event(self, *args: Any) -> _Event:
+        return _Event()
+
+    def query(self) -> bool:
+        return True
+
+
+def _replace_torch_cuda() -> None:
+    the_stream = _Stream()
+
+    def get_rng_state(device: Any = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(new_state: torch.Tensor, device: Any = None) -> None:
+        torch.set_rng_state(new_state)
+
+    replacements: dict[str, Any] = {
+        "current_device": lambda: torch.device("cpu"),
+        "synchronize": lambda *args, **kwargs: None,
+        "empty_cache": lambda: None,
+        "set_device": lambda device: None,
+        "device_count": lambda: 1,
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
+        "get_rng_state": get_rng_state,
+        "set_rng_state": set_rng_state,
+        "Stream": _Stream,
+        "Event": _Event,
+        "current_stream": lambda *args, **kwargs: the_stream,
+        "default_stream": lambda *args, **kwargs: the_stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+    }
+    for name, value in replacements.items():
+        setattr(torch.cuda, name, value)
+    torch.cuda.nvtx.range_push = lambda *args: None
+    torch.cuda.nvtx.range_pop = lambda *args: None
+
+
+def _replace_random_state_helpers() -> None:
+    from megatron.core.tensor_parallel import random
+
+    def get_state(device: Any = None, clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(new_state: torch.Tensor, device: Any = None, graph_safe: bool = False) -> None:
+        torch.set_rng_state(new_state)
+
+    random._get_cuda_rng_state = get_state
+    random._set_cuda_rng_state = set_state
+
+
+def install() -> None:
+    """Makes megatron-core run on the CPU in this process.
+
+    Raises:
+        ImportError: megatron-core has another version, or was imported already.
+    """
+    version = importlib.metadata.version("megatron-core")
+    if version != MEGATRON_CORE_VERSION:
+        raise ImportError(
+            f"megatron-core is {version}; the CPU engine is written for {MEGATRON_CORE_VERSION}: "
+            f"pip install megatron-core=={MEGATRON_CORE_VERSION}"
+        )
+    if "megatron.core" in sys.modules:
+        raise ImportError("megatron.core was imported before megatron.backend: import megatron.backend first")
+    _replace_torch_cuda()
+    sys.meta_path.insert(0, _Finder())
+    _replace_random_state_helpers()

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saving and loading a run: weights, optimizer and random states, in a form that any layout can load.
+
+megatron-core's dist_checkpointing describes every tensor by its place in the whole model, and the
+distributed optimizer's state likewise ("fully_reshardable"), so the number of ranks, TP, PP and DP may
+all change between a save and a load.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemWriter
+
+from megatron.backend import Backend
+from megatron.checkpointing import folders
+from megatron.checkpointing.huggingface import copy_travelling
+from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.neox_arguments.errors import UserError
+
+# A checkpoint is refused before it is begun where less than this share of its last size is free.
+_FREE_SPACE_MARGIN = 1.05
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; the run may go on. The message is for the user."""
+
+
+class _InProcessSave(torch_strategies.TorchDistSaveShardedStrategy):
+    """megatron-core's torch_dist strategy, written by torch's plain writer in this process.
+
+    megatron-core's own writer forks workers from a threaded process, and where one of them dies its
+    parent waits for ever. This one raises. The bytes on disk have the same form.
+    """
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        by_key, _, _ = torch_strategies._replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        planner = torch_strategies.MCoreSavePlanner(
+            dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
+        )
+        dcp.save(
+            torch_strategies.mcore_to_pyt_state_dict(by_key, False),
+            storage_writer=FileSystemWriter(checkpoint_dir, thread_count=self.thread_count),
+            planner=planner,
+        )
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What a checkpoint is made of on this rank."""
+
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+
+
+def _metadata() -> dict[str, Any]:
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "singleton_local_shards": False,
+        "non_homogeneous_layers": True,
+        "chained_optim_avoid_prefix": True,
+    }
+
+
+def _model_state(model: torch.nn.Module) -> dict[str, Any]:
+    """Where each weight lies in the whole model; extra states are TransformerEngine's, and empty."""
+    state: dict[str, Any] = model.sharded_state_dict(metadata=_metadata())  # type: ignore[operator]
+    return {name: entry for name, entry in state.items() if not name.endswith("_extra_state")}
+
+
+def _put_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing = [name for name in missing if not name.endswith("_extra_state")]
+    assert not missing, missing
+    assert not unexpected, unexpected
+
+
+def _random_state() -> ShardedObject:
+    """The generators of this rank, one object for each place in the layout."""
+    pp, tp = (
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
+    dp = parallel_state.get_data_parallel_world_size()
+    place = (
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(),
+    )
+    state = {
+        "cpu": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    return ShardedObject("random_state", state, (pp, tp, dp), place, replica_id=0)
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state(state["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
+
+
+def layout_of(backend: Backend) -> dict[str, int]:
+    return {
+        "model_parallel_size": backend.tensor_parallel_size,
+        "pipe_parallel_size": backend.pipeline_parallel_size,
+        "data_parallel_size": backend.data_parallel_size,
+    }
+
+
+def _all_ranks_agree(ok: bool, device: torch.device) -> bool:
+    flag = torch.tensor([int(ok)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def _expected_bytes(save: Path) -> int:
+    """The size of the newest checkpoint there that has an optimizer, as a guess of the next one's."""
+    for iteration in reversed(folders.iterations_in(save)):
+        folder = save / folders.step_name(iteration)
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return 0
+
+
+def _make_room(save: Path, unfinished: Path) -> str | None:
+    """Rank 0: an empty folder to write to. Returns what is wrong, or None."""
+    try:
+        save.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        free, needed = shutil.disk_usage(save).free, int(_expected_bytes(save) * _FREE_SPACE_MARGIN)
+        if free < needed:
+            return f"{free / 1e9:.2f} GB free, about {needed / 1e9:.2f} GB needed"
+        unfinished.mkdir()
+    except OSError as error:
+        return str(error.strerror or error)
+    return None
+
+
+def save(
+    save_folder: Path,
+    trainable: Trainable,
+    record: CheckpointRecord,
+    backend: Backend,
+    base_files: Path | None,
+    tokenizer_files: list[Path],
+) -> Path:
+    """Writes one checkpoint and then moves `latest` to it; called on every rank.
+
+    Returns its folder.
+
+    Raises:
+        SaveFailed: on every rank, when any rank could not write; the partial folder is removed, and
+            what was there before is untouched.
+    """
+    iteration = record.iteration
+    final = save_folder / folders.step_name(iteration)
+    unfinished = save_folder / folders.unfinished_name(iteration)
+    problem = [_make_room(save_folder, unfinished) if backend.is_main else None]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise SaveFailed(f"checkpoint {final} was not written: {problem[0]}")
+    model_state = _model_state(trainable.model.module)
+    state = {
+        "model": model_state,
+        "optimizer": trainable.optimizer.sharded_state_dict(model_state, metadata=_metadata()),
+        "random_state": _random_state(),
+    }
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    failure = None
+    try:
+        strategy = FullyParallelSaveStrategyWrapper(_InProcessSave("torch_dist", 1, thread_count=1), group)
+        dist_checkpointing.save(state, str(unfinished), strategy)
+        if backend.is_main:
+            _write_companions(unfinished, record, base_files, tokenizer_files)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch's CheckpointException is a BaseException
+        failure = error
+    if not _all_ranks_agree(failure is None, backend.device):
+        if backend.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise SaveFailed(f"checkpoint {final} was not written: {_first_line(failure)}") from failure
+    if backend.is_main:
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.rename(final)
+        folders.mark_latest(save_folder, iteration)
+    dist.barrier()
+    return final
+
+
+def _first_line(error: BaseException | None) -> str:
+    if error is None:
+        return "another rank failed; its log says why"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    innermost = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
+    return innermost.strip() or type(error).__name__
+
+
+def _write_companions(
+    folder: Path, record: CheckpointRecord, base_files: Path | None, tokenizer_files: list[Path]
+) -> None:
+    if base_files is not None and base_files.is_dir():
+        copy_travelling(base_files, folder / BASE_FILES)
+    (folder / BASE_FILES).mkdir(exist_ok=True)
+    for file in tokenizer_files:
+        if not (folder / BASE_FILES / file.name).exists():
+            shutil.copyfile(file, folder / BASE_FILES / file.name)
+    record.write(folder)
+
+
+def load_weights(folder: Path, model: torch.nn.Module) -> None:
+    """Fills this rank's weights from a checkpoint of any layout; `model` is not wrapped for data parallelism.
+
+    Raises:
+        UserError: the files are damaged or do not fit.
+    """
+    # Rows of padding that the checkpoint has not must be zero, not what was in memory.
+    for name, parameter in model.named_parameters():
+        if name.endswith(("word_embeddings.weight", "output_layer.weight")):
+            parameter.data.zero_()
+    state = _load(folder, {"model": _model_state(model)})
+    _put_weights(model, state["model"])
+
+
+def load_all(folder: Path, trainable: Trainable, record: CheckpointRecord, backend: Backend) -> None:
+    """Fills weights, optimizer, and (in the layout that wrote them) random states.
+
+    Raises:
+        UserError: the files are damaged or do not fit.
+    """
+    model_state = _model_state(trainable.model.module)
+    wanted: dict[str, Any] = {
+        "model": model_state,
+        "optimizer": trainable.optimizer.sharded_state_dict(
+            model_state, is_loading=True, metadata=_metadata()
+        ),
+    }
+    same_layout = record.layout == layout_of(backend)
+    if same_layout:
+        wanted["random_state"] = _random_state()
+    state = _load(folder, wanted)
+    _put_weights(trainable.model.module, state["model"])
+    trainable.optimizer.load_state_dict(state["optimizer"])
+    if same_layout:
+        _restore_random_state(state["random_state"])
+
+
+def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), group)
+    try:
+        with torch.no_grad():
+            state: dict[str, Any] = dist_checkpointing.load(wanted, str(folder), strategy)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch's CheckpointException is a BaseException
+        raise UserError(
+            f"load={folder}: cannot be read ({_first_line(error)}); load an older one with iteration: N"
+        ) from error
+    return state

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents out of files: `.jsonl`, `.jsonl.zst`, `.jsonl.gz`, `.parquet`, text files and folders of any of
+them.
+
+Reading is cut in two, so that many processes can share it: `Corpus.chunks` reads and decompresses bytes in
+order, and `Chunk.records` finds the documents in them, anywhere. What is broken becomes a `Broken` with file
+and line; nothing a file contains raises anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from megatron.data.token_file import SourceRecord
+from megatron.neox_arguments.errors import UserError
+
+_CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Document:
+    """The text of one document and where it stands (`file:line`, `file:row` or the file)."""
+
+    text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A place that should hold a document and does not."""
+
+    where: str
+    reason: str
+
+
+class Chunk(Protocol):
+    """A stretch of the corpus, small enough to hand to a process. Picklable."""
+
+    def records(self) -> Iterator[Document | Broken]:
+        """The documents in it, in order."""
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """Whole lines of a JSONL file, of which the first is line `first_line`; blank lines are no records."""
+
+    file: str
+    first_line: int
+    key: str
+    data: bytes
+
+    def records(self) -> Iterator[Document | Broken]:
+        """One record a line."""
+        for number, line in enumerate(self.data.split(b"\n"), self.first_line):
+            if line and not line.isspace():
+                yield self._record(line, f"{self.file}:{number}")
+
+    def _record(self, line: bytes, where: str) -> Document | Broken:
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            return Broken(where, f"is not JSON: {error.msg} at column {error.colno}")
+        if not isinstance(value, dict):
+            return Broken(where, f"is not a JSON object but a {type(value).__name__}")
+        if self.key not in value:
+            return Broken(where, f"has no {self.key!r}; it has {', '.join(sorted(value)[:8]) or 'no keys'}")
+        text = value[self.key]
+        if not isinstance(text, str):
+            return Broken(where, f"{self.key!r} is not a string but a {type(text).__name__}")
+        return Document(text, where)
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """Texts of consecutive rows, of which the first is row `first_row` (from 1)."""
+
+    file: str
+    first_row: int
+    key: str
+    texts: list[str | None]
+
+    def records(self) -> Iterator[Document | Broken]:
+        """One record a row."""
+        for number, text in enumerate(self.texts, self.first_row):
+            where = f"{self.file}:{number}"
+            yield Broken(where, f"{self.key!r} is null") if text is None else Document(text, where)
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Whole files, each one document."""
+
+    files: list[tuple[str, bytes]]
+
+    def records(self) -> Iterator[Document | Broken]:
+        """One record a file."""
+        for file, data in self.files:
+            try:
+                yield Document(data.removeprefix(_UTF8_BOM).decode("utf-8"), file)
+            except UnicodeDecodeError as error:
+                line = data.count(b"\n", 0, error.start) + 1
+                yield Broken(f"{file}:{line}", f"is not UTF-8 text (byte {error.start}: {error.reason})")
+
+
+@dataclass(frozen=True)
+class BrokenFile:
+    """The place at which a file could not be read on."""
+
+    where: str
+    reason: str
+
+    def records(self) -> Iterator[Document | Broken]:
+        """The one broken record that stands for the rest of the file."""
+        yield Broken(self.where, self.reason)
+
+
+class _BrokenArchive(Exception):
+    """Compressed data that is damaged or cut off."""
+
+
+def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Gzip members, one after another; zero padding at the end is allowed, as gzip allows it."""
+    member, begun = zlib.decompressobj(wbits=31), False
+    for block in blocks:
+        rest = block
+        while rest:
+            if not begun:
+                rest = rest.lstrip(b"\0")
+                if not rest:
+                    break
+                begun = True
+            try:
+                yield member.decompress(rest)
+            except zlib.error as error:
+                raise _BrokenArchive(f"is damaged gzip data ({error})") from None
+            rest = member.unused_data
+            if member.eof:
+                member, begun = zlib.decompressobj(wbits=31), False
+    if begun:
+        raise _BrokenArchive("is gzip data that is cut off")
+
+
+def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Zstandard frames, one after another, with windows up to 2 GiB (`zstd --long=31`)."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    frame, begun = decompressor.decompressobj(), False
+    for block in blocks:
+        rest = block
+        while rest:
+            begun = True
+            try:
+                yield frame.decompress(rest)
+            except zstandard.ZstdError as error:
+                raise _BrokenArchive(f"is damaged zstd data ({error})") from None
+            rest = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame, begun = decompressor.decompressobj(), False
+    if begun:
+        raise _BrokenArchive("is zstd data that is cut off")
+
+
+def _as_they_are(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    return blocks
+
+
+_DECOMPRESS: dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
+    ".jsonl": _as_they_are,
+    ".jsonl.gz": _gunzip,
+    ".jsonl.zst": _unzstd,
+}
+
+
+def _format_of(path: Path, in_folder: bool) -> str:
+    """The format by the name: a key of `_DECOMPRESS`, ".parquet" or "text"."""
+    name = path.name.lower()
+    for suffix in (*_DECOMPRESS, ".parquet"):
+        if name.endswith(suffix):
+            return suffix
+    # Megatron-LM's habit is to call JSON lines .json; in a folder of code a .json is a file like the others.
+    return ".jsonl" if name.endswith(".json") and not in_folder else "text"
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One file of the corpus; `folder` is the --input folder a text file was found in."""
+
+    path: Path
+    format: str
+    size: int
+    folder: Path | None
+
+
+class Corpus:
+    """All documents of the inputs, in the order of the inputs; a folder in the order of its sorted paths.
+
+    A folder is read with its sub-folders, without hidden ones and `__pycache__`; `text_suffixes` (such as
+    [".py"]) restricts which of its text files are read. Errors: `UserError` for an input that is missing,
+    holds nothing or may not be read, and for a Parquet file without the column `key`."""
+
+    def __init__(
+        self, inputs: Sequence[Path], key: str = "text", text_suffixes: Sequence[str] | None = None
+    ) -> None:
+        self.key = key
+        self._suffixes = None if text_suffixes is None else tuple(s.lower() for s in text_suffixes)
+        self._inputs = [found for path in inputs for found in self._expand(Path(path))]
+        self._hashes: list[tuple[_Input, str]] = []
+        self.read_bytes = 0
+        """Bytes of input read so far, as they lie on the disk."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all inputs, as they lie on the disk."""
+        return sum(found.size for found in self._inputs)
+
+    @property
+    def files(self) -> int:
+        """Number of input files."""
+        return len(self._inputs)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The corpus in stretches of about 1 MB of text; call it once."""
+        texts: list[tuple[str, bytes]] = []
+        for found in self._inputs:
+            if texts and (found.format != "text" or sum(len(data) for _, data in texts) >= _CHUNK_BYTES):
+                yield TextFiles(texts)
+                texts = []
+            try:
+                if found.format == "text":
+                    texts.append((str(found.path), b"".join(self._blocks(found))))
+                elif found.format == ".parquet":
+                    yield from self._parquet(found)
+                else:
+                    yield from self._json_lines(found)
+            except OSError as error:
+                raise UserError(
+                    f"{found.path}: cannot be read ({error.strerror or error}); check it, or leave it out of "
+                    "--input"
+                ) from None
+        if texts:
+            yield TextFiles(texts)
+
+    def sources(self) -> list[SourceRecord]:
+        """What was read, with hashes; complete when `chunks` has come to its end."""
+        records: list[SourceRecord] = []
+        folders: dict[Path, list[tuple[_Input, str]]] = {}
+        for found, digest in self._hashes:
+            if found.folder is None:
+                records.append(SourceRecord(path=str(found.path), files=1, bytes=found.size, sha256=digest))
+            else:
+                folders.setdefault(found.folder, []).append((found, digest))
+        for folder, members in folders.items():
+            lines = "".join(
+                f"{digest}  {found.path.relative_to(folder).as_posix()}\n" for found, digest in members
+            )
+            size = sum(found.size for found, _ in members)
+            digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+            records.append(SourceRecord(path=str(folder), files=len(members), bytes=size, sha256=digest))
+        return records
+
+    def _expand(self, path: Path) -> Iterator[_Input]:
+        if path.is_file():
+            yield _Input(path, _format_of(path, in_folder=False), path.stat().st_size, None)
+            return
+        if not path.is_dir():
+            raise UserError(f"--input {path}: does not exist; give a file or a folder")
+        found_any = False
+        for folder, names, files in os.walk(path):
+            names[:] = sorted(name for name in names if not name.startswith(".") and name != "__pycache__")
+            for name in sorted(files):
+                file = Path(folder, name)
+                if name.startswith(".") or not file.is_file():
+                    continue
+                kind = _format_of(file, in_folder=True)
+                if (
+                    kind == "text"
+                    and self._suffixes is not None
+                    and not name.lower().endswith(self._suffixes)
+                ):
+                    continue
+                found_any = True
+                yield _Input(file, kind, file.stat().st_size, path if kind == "text" else None)
+        if not found_any:
+            wanted = "" if self._suffixes is None else f" that ends in {', '.join(self._suffixes)}"
+            raise UserError(f"--input {path}: the folder holds no file{wanted}; give a folder with documents")
+
+    def _blocks(self, found: _Input) -> Generator[bytes, None, None]:
+        """The bytes of a file; counts them, and hashes all of them even when the reader stops early."""
+        digest = hashlib.sha256()
+        with open(found.path, "rb", buffering=0) as file:
+            try:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    self.read_bytes += len(block)
+                    yield block
+            finally:
+                while block := file.read(_CHUNK_BYTES):
+                    digest.update(block)
+                    self.read_bytes += len(block)
+                self._hashes.append((found, digest.hexdigest()))
+
+    def _json_lines(self, found: _Input) -> Iterator[Chunk]:
+        """Cut the lines of a file into chunks at line ends."""
+        file, line = str(found.path), 1
+        pending: list[bytes] = []
+        pending_bytes = 0
+        broken: str | None = None
+        raw = self._blocks(found)
+        try:
+            for block in _DECOMPRESS[found.format](raw):
+                cut = block.rfind(b"\n") + 1
+                if cut and pending_bytes + cut >= _CHUNK_BYTES:
+                    data = b"".join([*pending, block[:cut]])
+                    yield JsonLines(file, line, self.key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
+                    line += data.count(b"\n")
+                    pending, pending_bytes = [block[cut:]], len(block) - cut
+                else:
+                    pending.append(block)
+                    pending_bytes += len(block)
+        except _BrokenArchive as error:
+            broken = str(error)
+        finally:
+            raw.close()
+        data = b"".join(pending)
+        if broken is not None:  # the last line is cut off with the archive
+            data = data[: data.rfind(b"\n") + 1]
+        if data:
+            yield JsonLines(file, line, self.key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
+        if broken is not None:
+            place = line + data.count(b"\n")
+            yield BrokenFile(f"{file}:{place}", broken)
+
+    def _parquet(self, found: _Input) -> Iterator[Chunk]:
+        """Rows in batches; memory is one batch and what the file's own row groups need."""
+        import pyarrow
+        import pyarrow.parquet
+
+        file, row, before = str(found.path), 1, self.read_bytes
+        for _ in self._blocks(found):  # the file is read twice: front to back for its hash, and by column
+            pass
+        self.read_bytes = before
+        try:
+            table = pyarrow.parquet.ParquetFile(found.path)
+            self._check_column(found.path, table.schema_arrow)
+            rows = max(1, table.metadata.num_rows)
+            for batch in table.iter_batches(batch_size=256, columns=[self.key]):
+                texts = batch.column(0).to_pylist()
+                self.read_bytes = before + found.size * (row - 1 + len(texts)) // rows
+                yield ParquetRows(file, row, self.key, texts)
+                row += len(texts)
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})")
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})")
+        self.read_bytes = before + found.size
+
+    def _check_column(self, path: Path, schema: object) -> None:
+        import pyarrow
+
+        assert isinstance(schema, pyarrow.Schema)
+        names = list(schema.names)
+        if names.count(self.key) != 1:
+            raise UserError(
+                f"{path}: has no column {self.key!r}; its columns are {', '.join(names)}: choose one with "
+                "--json-key"
+            )
+        kind = schema.field(self.key).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise UserError(
+                f"{path}: column {self.key!r} is {kind}, not text; choose another with --json-key"
+            )
+
+
+def read_documents(inputs: Sequence[Path], key: str = "text") -> Iterator[Document | Broken]:
+    """All records of the inputs, one after another, in this process."""
+    for chunk in Corpus(inputs, key).chunks():
+        yield from chunk.records()

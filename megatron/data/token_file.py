@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Megatron's token files: `P.bin` (ids), `P.idx` (where documents begin) and our `P.json` (where they came
+from).
+
+`P.idx` is MMIDIDX version 1, little-endian, as Megatron-LM, megatron-core and GPT-NeoX read it:
+
+    9 bytes  "MMIDIDX\\0\\0"          8 bytes  version, 1            1 byte  code of the type of an id
+    8 bytes  sequences n             8 bytes  length m of the document index
+    n int32  tokens of each sequence
+    n int64  byte in P.bin at which each sequence begins
+    m int64  document index: the first sequence of each document, then n (here one each)
+
+All three files appear together or not at all. They are written to `P.*.partial`; a file `P.commit` then says
+that they are complete, and they are renamed. Who opens P after a kill between two of the renames does the
+rest of them."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from megatron.neox_arguments.errors import UserError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
+_HEADER = struct.Struct("<9sQBQQ")
+_CODE_OF_DTYPE = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
+_DTYPE_OF_CODE = {code: np.dtype(name) for name, code in _CODE_OF_DTYPE.items()}
+
+# Below it ids are uint16, from it on int32: Megatron's `DType.optimal_dtype`, GPT-NeoX's
+# `best_fitting_dtype`.
+_UINT16_VOCABULARY = 65500
+_SUFFIXES = (".bin", ".idx", ".json")
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The type of an id on disk."""
+    return np.dtype(np.uint16 if vocab_size < _UINT16_VOCABULARY else np.int32)
+
+
+class TokenizerRecord(BaseModel):
+    """Which tokenizer wrote a token file."""
+
+    model_config = ConfigDict(frozen=True)
+    type: str
+    fingerprint: str
+    vocab_size: int
+    eod_id: int
+    eod_appended: bool
+
+
+class SourceRecord(BaseModel):
+    """One input file, or all text files of one input folder (sha256 over their relative paths and hashes)."""
+
+    model_config = ConfigDict(frozen=True)
+    path: str
+    files: int
+    bytes: int
+    sha256: str
+
+
+class Provenance(BaseModel):
+    """Where documents came from and what happened to them on the way."""
+
+    model_config = ConfigDict(frozen=True)
+    tokenizer: TokenizerRecord
+    text_bytes: int
+    empty_documents: int
+    broken_lines: int
+    sources: list[SourceRecord]
+
+
+class Sidecar(Provenance):
+    """The contents of `P.json`."""
+
+    format: int = 1
+    documents: int
+    tokens: int
+    dtype: str
+    bin_bytes: int
+
+
+@contextlib.contextmanager
+def _write_errors(prefix: Path) -> Iterator[None]:
+    """An `OSError` of writing, in words and with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "free space there, or choose another --output-prefix",
+            errno.EDQUOT: "your quota there is used up; free space, or choose another --output-prefix",
+            errno.EFBIG: "a file may not grow that large there; raise the limit, or choose another "
+            "--output-prefix",
+        }.get(error.errno or 0, "choose a folder you may write to")
+        raise UserError(
+            f"{prefix}: cannot be written ({error.strerror or error}); nothing that was there has changed; "
+            f"{remedy}"
+        ) from None
+
+
+def _sibling(prefix: Path, suffix: str) -> Path:
+    """`prefix` with `suffix` behind its whole name (names such as `v1.2` have no suffix of their own)."""
+    return prefix.with_name(prefix.name + suffix)
+
+
+@contextlib.contextmanager
+def _exclusive(prefix: Path) -> Iterator[None]:
+    """Only one process writes a prefix; the lock goes with the process, however that ends."""
+    path = _sibling(prefix, ".lock")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The former holder removes the file: a lock on a removed file would keep nobody out.
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"{prefix}: another process is writing it; wait for that one to end") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _rename_all(prefix: Path) -> None:
+    """The renames that make a complete set of partial files the token file. May be repeated after a kill."""
+    for suffix in _SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(_sibling(prefix, suffix + ".partial"), _sibling(prefix, suffix))
+    _sync(prefix.parent)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_sibling(prefix, ".commit"))
+
+
+def _sync(path: Path) -> None:
+    """Put a file or a folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class TokenFileWriter:
+    """Writes one token file; the only writer of the format.
+
+        with TokenFileWriter(prefix, vocab_size) as writer:
+            writer.add_document(ids)
+            writer.finalize(provenance)
+
+    Until `finalize` is through, whatever was at `prefix` stays as it is; leaving the block without it leaves
+    nothing. Errors: `UserError` for an existing output without `overwrite`, a second writer, and what the
+    disk refuses."""
+
+    def __init__(self, prefix: Path, vocab_size: int, overwrite: bool = False) -> None:
+        self.prefix = Path(prefix)
+        self.vocab_size = vocab_size
+        self.dtype = token_dtype(vocab_size)
+        self.tokens = 0
+        self._overwrite = overwrite
+        self._lengths = array.array("i")
+        self._bin: IO[bytes] | None = None
+        self._held = contextlib.ExitStack()
+
+    @property
+    def documents(self) -> int:
+        """Documents added so far."""
+        return len(self._lengths)
+
+    def __enter__(self) -> TokenFileWriter:
+        with _write_errors(self.prefix):
+            self.prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(_exclusive(self.prefix))
+            try:
+                if _sibling(self.prefix, ".commit").exists():
+                    _rename_all(self.prefix)
+                existing = [path for s in _SUFFIXES if (path := _sibling(self.prefix, s)).exists()]
+                if existing and not self._overwrite:
+                    raise UserError(
+                        f"{existing[0]}: exists; pass --overwrite to replace it, or choose another prefix"
+                    )
+                self._bin = open(_sibling(self.prefix, ".bin.partial"), "wb", buffering=1 << 20)
+            except BaseException:
+                self._held.close()
+                raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            if self._bin is not None:  # not finalized
+                with contextlib.suppress(OSError):  # what is still buffered may not fit either
+                    self._bin.close()
+                for suffix in _SUFFIXES:
+                    with contextlib.suppress(OSError):
+                        os.unlink(_sibling(self.prefix, suffix + ".partial"))
+        finally:
+            self._held.close()
+
+    def add_document(self, ids: Sequence[int] | npt.NDArray[Any]) -> None:
+        """Add one document of at least one token."""
+        tokens = np.asarray(ids)
+        self.add_documents(tokens, np.asarray([len(tokens)]))
+
+    def add_documents(self, tokens_T: npt.NDArray[Any], lengths_D: npt.NDArray[Any]) -> None:
+        """Add D documents, laid end to end in `tokens_T`, of `lengths_D` tokens each (at least one)."""
+        assert self._bin is not None, "add_documents outside the with block"
+        if len(lengths_D) == 0:
+            return
+        longest = int(lengths_D.max())
+        if lengths_D.min() < 1 or longest > np.iinfo(np.int32).max or int(lengths_D.sum()) != len(tokens_T):
+            raise ValueError(
+                f"lengths {lengths_D} do not cut {len(tokens_T)} tokens into documents of 1 to 2**31-1"
+            )
+        if tokens_T.min() < 0 or tokens_T.max() >= self.vocab_size:
+            bad = int(tokens_T.min()) if tokens_T.min() < 0 else int(tokens_T.max())
+            raise ValueError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
+        with _write_errors(self.prefix):
+            self._bin.write(np.ascontiguousarray(tokens_T, dtype=self.dtype.newbyteorder("<")).tobytes())
+        self._lengths.extend(lengths_D.tolist())
+        self.tokens += len(tokens_T)
+
+    def finalize(self, provenance: Provenance) -> Sidecar:
+        """Write index and sidecar, and put all three files in place; returns what the sidecar says."""
+        assert self._bin is not None, "finalize outside the with block, or twice"
+        if not self._lengths:
+            raise UserError(
+                f"{self.prefix}: no document has any token, so there is nothing to write; check --input"
+            )
+        sidecar = Sidecar(
+            **dict(provenance),
+            documents=self.documents,
+            tokens=self.tokens,
+            dtype=self.dtype.name,
+            bin_bytes=self.tokens * self.dtype.itemsize,
+        )
+        with _write_errors(self.prefix):
+            self._bin.flush()
+            os.fsync(self._bin.fileno())
+            self._write(".idx", self._index_parts())
+            self._write(".json", [sidecar.model_dump_json(indent=1).encode("utf-8") + b"\n"])
+            self._bin.close()
+            self._write_commit()
+        self._bin = None  # from here on the new files count: nothing is discarded any more
+        try:
+            _rename_all(self.prefix)
+        except OSError as error:
+            raise UserError(
+                f"{self.prefix}: is written but could not be renamed ({error.strerror or error}); "
+                "the renames are done when it is next opened or written where that is possible"
+            ) from None
+        return sidecar
+
+    def _write(self, suffix: str, parts: list[bytes]) -> None:
+        with open(_sibling(self.prefix, suffix + ".partial"), "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_commit(self) -> None:
+        _sync(self.prefix.parent)
+        descriptor = os.open(_sibling(self.prefix, ".commit"), os.O_WRONLY | os.O_CREAT, 0o666)
+        os.close(descriptor)
+        _sync(self.prefix.parent)
+
+    def _index_parts(self) -> list[bytes]:
+        lengths = np.asarray(self._lengths, dtype="<i4")
+        pointers = np.zeros(len(lengths), dtype="<i8")  # int64 throughout: a corpus passes 2**31 bytes early
+        np.cumsum(lengths[:-1], dtype=np.int64, out=pointers[1:])
+        pointers *= self.dtype.itemsize
+        documents = np.arange(len(lengths) + 1, dtype="<i8")
+        code = _CODE_OF_DTYPE[self.dtype.name]
+        header = _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(documents))
+        return [header, lengths.tobytes(), pointers.tobytes(), documents.tobytes()]
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A token file of ours or of others, opened for reading and found whole.
+
+    A "sequence" of the format is a document here, as GPT-NeoX treats it.
+    """
+
+    prefix: Path
+    dtype: np.dtype[Any]
+    lengths_D: npt.NDArray[np.int32]
+    pointers_D: npt.NDArray[np.int64]
+    tokens: int
+    sidecar: Sidecar | None
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.lengths_D)
+
+    @property
+    def index_path(self) -> Path:
+        """`P.idx`."""
+        return _sibling(self.prefix, ".idx")
+
+    def document(self, number: int) -> npt.NDArray[Any]:
+        """The ids of one document."""
+        return np.fromfile(
+            _sibling(self.prefix, ".bin"),
+            dtype=self.dtype.newbyteorder("<"),
+            count=int(self.lengths_D[number]),
+            offset=int(self.pointers_D[number]),
+        )
+
+    @classmethod
+    def open(cls, prefix: Path) -> TokenFile:
+        """Open `prefix` (a path without .bin and .idx) and check that index, ids and sidecar belong together.
+
+        Errors: `UserError` naming the file, what is wrong with it and what to do.
+        """
+        prefix = Path(prefix)
+        _finish_interrupted(prefix)
+        index, binary = _sibling(prefix, ".idx"), _sibling(prefix, ".bin")
+        for path in (index, binary):
+            if not path.is_file():
+                raise UserError(f"{path}: does not exist; {_prefix_hint(prefix)}")
+        try:
+            dtype, lengths, pointers = _read_index(index)
+            bin_bytes = binary.stat().st_size
+        except OSError as error:
+            raise UserError(
+                f"{index}: cannot be read ({error.strerror or error}); check its permissions"
+            ) from None
+        ends = pointers + lengths.astype(np.int64) * dtype.itemsize
+        furthest = max(int(ends.max()), int(pointers.max()))  # a damaged pointer may make its end wrap around
+        if lengths.min() < 0 or pointers.min() < 0 or furthest > bin_bytes:
+            raise UserError(
+                f"{index}: points at {furthest} bytes of {binary.name}, which has {bin_bytes}; "
+                "the two do not belong together or one is cut off: copy both again, or tokenise again"
+            )
+        tokens = int(lengths.sum(dtype=np.int64))
+        sidecar = _read_sidecar(_sibling(prefix, ".json"))
+        if sidecar and (sidecar.documents, sidecar.tokens, sidecar.bin_bytes) != (
+            len(lengths),
+            tokens,
+            bin_bytes,
+        ):
+            raise UserError(
+                f"{prefix}.json: tells of {sidecar.documents} documents, {sidecar.tokens} tokens and "
+                f"{sidecar.bin_bytes} bytes, but {index.name} and {binary.name} have {len(lengths)}, "
+                f"{tokens} and "
+                f"{bin_bytes}; copy all three files again, or remove the .json of other data"
+            )
+        return cls(prefix, dtype, lengths, pointers, tokens, sidecar)
+
+
+def _finish_interrupted(prefix: Path) -> None:
+    """Finish the renames of a writer that was killed between them."""
+    if not _sibling(prefix, ".commit").exists():
+        return
+    try:
+        with _exclusive(prefix):
+            if _sibling(prefix, ".commit").exists():
+                _rename_all(prefix)
+    except OSError as error:
+        raise UserError(
+            f"{prefix}: its writer was killed while it put the finished files in place, and that cannot be "
+            "finished "
+            f"from here ({error.strerror or error}); open it once as a user who may write there"
+        ) from None
+
+
+def _prefix_hint(prefix: Path) -> str:
+    if prefix.suffix in (".bin", ".idx"):
+        return f"give the path without its suffix: {prefix.with_suffix('')}"
+    longer = sorted(prefix.parent.glob(f"{prefix.name}_*_document.idx")) if prefix.parent.is_dir() else []
+    if longer:
+        return f"did you mean {longer[0].with_suffix('')}?"
+    return "make it with tools/preprocess_data.py, or correct the path (it is given without .bin and .idx)"
+
+
+def _read_index(path: Path) -> tuple[np.dtype[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Type of an id, lengths in tokens and beginnings in bytes of all sequences."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size or head[: len(_MAGIC)] != _MAGIC:
+        raise UserError(
+            f"{path}: is not an index of Megatron (MMIDIDX); tokenise with tools/preprocess_data.py"
+        )
+    _, version, code, sequences, document_index = _HEADER.unpack(head)
+    if version != _VERSION or code not in _DTYPE_OF_CODE:
+        raise UserError(
+            f"{path}: has version {version} and id type {code}; "
+            f"version {_VERSION} with integer ids is read here: tokenise again"
+        )
+    expected = _HEADER.size + 12 * sequences + 8 * document_index
+    if size < expected:
+        raise UserError(
+            f"{path}: has {size} of {expected} bytes, so it is cut off; copy it again, or tokenise again"
+        )
+    if sequences == 0:
+        raise UserError(f"{path}: holds no documents; tokenise a corpus that has some")
+    whole = np.memmap(path, mode="r")
+    lengths = np.frombuffer(whole, dtype="<i4", count=sequences, offset=_HEADER.size)
+    pointers = np.frombuffer(whole, dtype="<i8", count=sequences, offset=_HEADER.size + 4 * sequences)
+    last = np.frombuffer(whole, dtype="<i8", count=1, offset=expected - 8) if document_index else [0]
+    if int(last[0]) != sequences:
+        raise UserError(
+            f"{path}: its document index does not end at its {sequences} sequences; tokenise again"
+        )
+    return _DTYPE_OF_CODE[code], lengths, pointers
+
+
+def _read_sidecar(path: Path) -> Sidecar | None:
+    """The sidecar, or None where others made the token file."""
+    if not path.is_file():
+        return None
+    try:
+        return Sidecar.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{path}: is not a sidecar of tools/preprocess_data.py ({where}: {first['msg']}); "
+            "copy it again, or remove it and its tokenizer goes unchecked"
+        ) from None

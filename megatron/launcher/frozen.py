@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration on its way from the launcher to the ranks: one file, named and checked by its sha256.
+
+Ranks are given the path, never the configuration itself (one argument is limited to 131,071 bytes), and the
+hash travels apart from the file, so that a rank that reads another file, or half of one, stops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron.neox_arguments.config import RunConfig
+from megatron.neox_arguments.errors import UserError
+
+HASH_VARIABLE = "DEEPY_CONFIG_SHA256"
+
+
+@dataclass(frozen=True)
+class FrozenConfig:
+    """Where the configuration lies, and the sha256 of that file in hexadecimal."""
+
+    path: Path
+    sha256: str
+
+
+def freeze(cfg: RunConfig) -> FrozenConfig:
+    """Writes the configuration as `run_configs/<first 16 of the hash>.json` in `save`.
+
+    A `.sha256` lies beside it. The same configuration gives the same file. A run without `save` gets a
+    temporary folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if cfg.checkpoint.save is not None:
+        folder = cfg.checkpoint.save / "run_configs"
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="deepy-"))
+    draft = folder / f"draft-{os.getpid()}.json"
+    cfg.freeze(draft)
+    sha256 = hashlib.sha256(draft.read_bytes()).hexdigest()
+    path = folder.resolve() / f"{sha256[:16]}.json"
+    try:
+        os.replace(draft, path)
+        _write(path.with_suffix(".sha256"), f"{sha256}  {path.name}\n")  # as `sha256sum -c` reads it
+    except OSError as error:
+        raise UserError(
+            f"save={cfg.checkpoint.save}: {error.strerror} ({path}); choose another folder"
+        ) from error
+    return FrozenConfig(path, sha256)
+
+
+def read_frozen(path: Path, environment: Mapping[str, str]) -> RunConfig:
+    """Reads the file in a rank; `environment` holds the hash where a launcher started it.
+
+    Raises:
+        UserError: the file is missing, or is not what the launcher wrote.
+    """
+    expected = environment.get(HASH_VARIABLE)
+    if expected is not None:
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(
+                f"--config {path}: {error.strerror}; `save` must lie on a disk that all machines share"
+            ) from error
+        if found != expected:
+            raise UserError(
+                f"--config {path}: its sha256 is {found}, the launcher wrote {expected}; start the run again"
+            )
+    return RunConfig.thaw(path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

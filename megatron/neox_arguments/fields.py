@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a configuration field is declared: a type, a default, one sentence with its unit, other spellings.
+
+The loader, the reference page and the JSON schema are all driven by what is declared here. Values are checked
+strictly (`"4"` is not a number, `true` is not 1), because YAML already knows numbers from text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+REQUIRED: Any = ...
+
+
+class Concern(BaseModel):
+    """One concern of a run: frozen, strict, and closed to names it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def _whole(value: object) -> object:
+    """Read 5e8 as the whole number it is; YAML has no other way to abbreviate one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def key(
+    default: Any,
+    sentence: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    derived: str | None = None,
+    also: tuple[str, ...] = (),
+    **constraints: Any,
+) -> Any:
+    """Declare a field.
+
+    Args:
+        default: the default, `REQUIRED`, or a function of the fields validated before this one.
+        sentence: what it is, with its unit, for the reference page.
+        aliases: other spellings that are read; `-` and `_` are equal in every spelling.
+        derived: the default in words, where it is a function.
+        also: other spellings of its values.
+        constraints: bounds as pydantic has them (`gt`, `ge`, `lt`, `le`).
+    """
+    extra: dict[str, Any] = {"aliases": list(aliases), "also": list(also)}
+    if derived is not None:
+        extra["derived"] = derived
+    if callable(default):
+        constraints["default_factory"] = default
+    else:
+        constraints["default"] = default
+    return Field(description=sentence, json_schema_extra=extra, **constraints)
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[int, Field(gt=0), BeforeValidator(_whole)]
+NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+FilePath = Annotated[Path, Field(strict=False)]
+Paths = Annotated[tuple[FilePath, ...], Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind: checkpoints, and the numbers it reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .fields import Concern, FilePath, NonNegative, Positive, key
+
+
+class CheckpointConfig(Concern):
+    """Where checkpoints come from and go to."""
+
+    save: FilePath | None = key(None, "Folder that checkpoints are written to.", derived="nothing is saved")
+    load: FilePath | None = key(
+        None, "Folder of the checkpoint to start from; where it is also save, a first run starts without."
+    )
+    finetune: bool = key(False, "Take the weights only, and count iterations from 0.")
+    iteration: NonNegative | None = key(None, "Iteration to load.", derived="the latest")
+    checkpoint_factor: Positive | None = key(
+        None, "Steps between two checkpoints.", aliases=("save_interval",), derived="only at the end"
+    )
+    keep_last_n_checkpoints: Positive | None = key(None, "Checkpoints that are kept.", derived="all")
+    no_load_optim: bool = key(False, "Do not take the optimizer's state from the checkpoint.")
+    no_load_rng: bool = key(False, "Do not take the random number generators' state from the checkpoint.")
+
+
+class LoggingConfig(Concern):
+    """Numbers about the run, and where they go."""
+
+    log_interval: Positive = key(1, "Steps between two log lines.")
+    log_dir: FilePath | None = key(None, "Folder of logs and plots.", derived="`logs` in save")
+    plots: bool = key(True, "Draw loss per source and learning rate as PNG when the run ends.")
+    tensorboard: bool = key(True, "Write TensorBoard files.")
+    tensorboard_dir: FilePath | None = key(
+        None, "Folder of the TensorBoard files.", derived="`tensorboard` in log_dir"
+    )
+    use_wandb: bool = key(False, "Report to Weights & Biases.")
+    wandb_mode: Literal["online", "offline"] = key("online", "Report as the run goes, or only write files.")
+    wandb_group: str | None = key(None, "Group of runs at Weights & Biases.")
+    wandb_project: str | None = key(None, "Project at Weights & Biases.")
+    wandb_team: str | None = key(None, "Team (entity) at Weights & Biases.")
+    wandb_host: str | None = key(None, "Address of the Weights & Biases server.", derived="the public one")
+    peak_tflops_per_gpu: float | None = key(
+        None,
+        "Peak of one GPU in the run's precision, in TFLOP/s, for MFU.",
+        derived="a table of known GPUs",
+        gt=0,
+    )

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop, top to bottom: batches, steps, log lines, evaluations, checkpoints, and its ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron.backend import Backend
+from megatron.checkpointing import folders
+from megatron.checkpointing import state as checkpoint_state
+from megatron.data.blend import Blends
+from megatron.data.loader import batches
+from megatron.monitoring import EvalReport, Monitor
+from megatron.neox_arguments.config import RunConfig
+from megatron.neox_arguments.errors import UserError
+from megatron.tokenizer import Tokenizer
+from megatron.trainer.interruption import StopRequest
+from megatron.trainer.meter import Meter
+from megatron.trainer.schedule import learning_rate
+from megatron.trainer.setup import TrainingState, record_of
+from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
+from megatron.trainer.validation import evaluate
+
+
+@dataclass
+class Run:
+    """What a loop works with; each part comes finished from its own room."""
+
+    cfg: RunConfig
+    backend: Backend
+    tokenizer: Tokenizer
+    state: TrainingState
+    blends: Blends
+    monitor: Monitor
+    stop: StopRequest
+    log: Callable[[str], None]
+
+
+def train(run: Run) -> None:
+    """Trains until `train_iters`, or until asked to stop; saves at both ends and every `checkpoint_factor`.
+
+    Raises:
+        UserError: the loss or the gradient is not finite, or the last checkpoint cannot be written.
+    """
+    cfg, backend, state = run.cfg, run.backend, run.state
+    progress = state.progress
+    shape = cfg.batch.batch_shape(backend.data_parallel_size)
+    tokens_per_step = shape.global_ * cfg.model.seq_length
+    if progress.iteration >= cfg.schedule.train_iters:
+        run.log(
+            f"nothing to do: iteration {progress.iteration} of train_iters={cfg.schedule.train_iters} is done"
+        )
+        return
+    assert run.blends.train is not None  # build_blends refuses a run that trains on nothing
+    micro_batches = batches(
+        run.blends.train,
+        shape,
+        backend.data_parallel_rank,
+        start_sequence=progress.sequences_seen,
+        num_workers=cfg.data.num_workers,
+    )
+    meter = Meter(cfg, backend, state.built.padded_vocab_size)
+    if cfg.validation.eval_at_start and progress.iteration == 0:
+        _evaluate(run, meter)
+
+    while progress.iteration < cfg.schedule.train_iters:
+        lr = learning_rate(cfg, progress.iteration + 1)
+        local_loss = compute_gradients(state, cfg, backend, micro_batches)
+        loss, stops = reduce_over_ranks(local_loss, run.stop.was_asked, backend)
+        _refuse_non_finite(run, "loss", loss)
+        grad_norm = update_weights(state, cfg, lr)
+        _refuse_non_finite(run, "gradient norm", grad_norm)
+        progress.iteration += 1
+        progress.sequences_seen += shape.global_
+        progress.tokens_seen += tokens_per_step
+        meter.step_done(tokens_per_step)
+
+        is_last = progress.iteration == cfg.schedule.train_iters
+        if progress.iteration % cfg.logging.log_interval == 0 or is_last or stops:
+            run.monitor.step(meter.report(progress.iteration, loss, lr, grad_norm, progress.tokens_seen))
+        else:
+            run.monitor.tick(progress.iteration)
+        if progress.iteration % cfg.validation.eval_interval == 0 or is_last:
+            _evaluate(run, meter)
+        if stops or is_last:
+            break
+        if cfg.checkpoint.checkpoint_factor and progress.iteration % cfg.checkpoint.checkpoint_factor == 0:
+            _save(run, meter, is_final=False)
+
+    _save(run, meter, is_final=True)
+    if progress.iteration < cfg.schedule.train_iters:
+        run.log(f"stopped by {run.stop.signal_name or 'another rank'} after iteration {progress.iteration}; "
+                "the same command goes on from here")  # fmt: skip
+        run.monitor.event("stop", {"iteration": progress.iteration})
+    elif cfg.validation.do_test and run.blends.test and cfg.validation.eval_iters:
+        losses = evaluate(state, cfg, backend, run.blends.test)
+        run.monitor.evaluation(EvalReport(progress.iteration, "test", losses))
+
+
+def _evaluate(run: Run, meter: Meter) -> None:
+    if not run.blends.valid or not run.cfg.validation.eval_iters:
+        return
+    paused = meter.pause()
+    losses = evaluate(run.state, run.cfg, run.backend, run.blends.valid)
+    run.monitor.evaluation(EvalReport(run.state.progress.iteration, "valid", losses))
+    meter.resume(paused)
+
+
+def _save(run: Run, meter: Meter, *, is_final: bool) -> None:
+    """Saves; a failure between is said and the run goes on, a failure at the end is an error."""
+    save = run.cfg.checkpoint.save
+    if save is None:
+        return
+    iteration = run.state.progress.iteration
+    if iteration in folders.iterations_in(save) and run.state.progress.iteration == 0:
+        return
+    paused = meter.pause()
+    record = record_of(run.state, run.cfg, run.backend, run.tokenizer)
+    try:
+        folder = checkpoint_state.save(
+            save, run.state.trainable, record, run.backend, run.state.base_files, run.tokenizer.files
+        )
+    except checkpoint_state.SaveFailed as failure:
+        run.monitor.event("checkpoint failed", {"iteration": iteration, "why": str(failure)})
+        if is_final:
+            raise UserError(f"{failure}; make room and run the same command again") from failure
+        run.log(f"warning: {failure}; training goes on, the next one is tried as usual")
+    else:
+        run.monitor.event("checkpoint", {"iteration": iteration, "folder": str(folder)})
+    meter.resume(paused)
+
+
+def _refuse_non_finite(run: Run, what: str, value: float) -> None:
+    if math.isfinite(value):
+        return
+    iteration = run.state.progress.iteration + 1
+    run.monitor.event("not finite", {"iteration": iteration, "what": what, "value": str(value)})
+    raise UserError(
+        f"{what}={value} at iteration {iteration}: must be finite; the weights of this step were not saved. "
+        + last_good(run.cfg.checkpoint.save)
+    )
+
+
+def last_good(save: Path | None) -> str:
+    """The last checkpoint on disk and the command that goes on from it, in words."""
+    found = folders.find(save) if save is not None else None
+    if found is None:
+        return "No checkpoint was saved yet: lower lr, or look at the data, and start again"
+    iteration = int(found.name.removeprefix("global_step"))
+    return (
+        f"The last good checkpoint is {found} (iteration {iteration}); the same deepy.py command goes on "
+        "from there, with --set lr=… for a lower learning rate"
+    )

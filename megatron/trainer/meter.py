@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of a log line: rates, MFU, memory, time left."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import torch
+
+from megatron.backend import Backend
+from megatron.model.flops import flops_per_token, peak_flops
+from megatron.monitoring import StepReport
+from megatron.neox_arguments.config import RunConfig
+
+
+class Meter:
+    """Measures the time between log lines; evaluation and saving are taken out with `pause`."""
+
+    def __init__(self, cfg: RunConfig, backend: Backend, vocab_size: int) -> None:
+        self._cfg = cfg
+        self._backend = backend
+        self._flops, self._causal_flops = flops_per_token(cfg.model, vocab_size)
+        self._peak = self._peak_flops()
+        self._started = time.perf_counter()
+        self._steps = 0
+        self._tokens = 0
+        # Time left is from all steps but the first, which compiles kernels and fills caches.
+        self._seconds_of_steps: list[float] = []
+
+    def _peak_flops(self) -> float | None:
+        if self._cfg.logging.peak_tflops_per_gpu is not None:
+            return self._cfg.logging.peak_tflops_per_gpu * 1e12
+        if self._backend.device.type != "cuda" or self._cfg.precision.dtype_name != "bfloat16":
+            return None
+        return peak_flops(torch.cuda.get_device_name(self._backend.device))
+
+    def step_done(self, tokens: int) -> None:
+        self._steps += 1
+        self._tokens += tokens
+
+    def pause(self) -> float:
+        """Call before something that is not training; give the result to `resume` after it."""
+        return time.perf_counter()
+
+    def resume(self, paused_at: float) -> None:
+        self._started += time.perf_counter() - paused_at
+
+    def report(
+        self, iteration: int, loss: float, lr: float, grad_norm: float, tokens_seen: int
+    ) -> StepReport:
+        """The log line for the steps since the last one."""
+        now = time.perf_counter()
+        seconds = max(now - self._started, 1e-9)
+        rate = self._tokens / seconds
+        rate_per_gpu = rate / self._backend.world_size
+        step_seconds = seconds / max(1, self._steps)
+        self._seconds_of_steps.append(step_seconds)
+        steady = self._seconds_of_steps[1:] or self._seconds_of_steps
+        left = (self._cfg.schedule.train_iters - iteration) * sum(steady) / len(steady)
+        self._started, self._steps, self._tokens = now, 0, 0
+        return StepReport(
+            iteration=iteration,
+            train_iters=self._cfg.schedule.train_iters,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens_per_second=rate,
+            tokens_per_second_per_gpu=rate_per_gpu,
+            mfu=None if self._peak is None else rate_per_gpu * self._flops / self._peak,
+            mfu_causal=None if self._peak is None else rate_per_gpu * self._causal_flops / self._peak,
+            memory_bytes=self._memory_bytes(),
+            tokens_seen=tokens_seen,
+            seconds_left=left,
+            step_seconds=step_seconds,
+        )
+
+    def _memory_bytes(self) -> int:
+        if self._backend.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._backend.device))
+        return int(psutil.Process().memory_info().rss)

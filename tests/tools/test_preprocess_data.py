@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command as it is typed: ids against sentencepiece through megatron-core's reader, kills, bad input."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import sympy
+import zstandard
+
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.data.token_file import Sidecar, TokenFile
+from tests.data.corpora import latex_texts, python_texts, shared_folder, train_sentencepiece
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, str(ROOT / "tools" / "preprocess_data.py")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_sentencepiece(tmp_path_factory.mktemp("spm"))
+
+
+def arguments(model: Path, prefix: Path, *inputs: Path, workers: int = 1, eod: bool = True) -> list[str]:
+    return [
+        *COMMAND,
+        "--input",
+        *map(str, inputs),
+        "--output-prefix",
+        str(prefix),
+        "--tokenizer-type",
+        "SPMTokenizer",
+        "--vocab-file",
+        str(model),
+        "--workers",
+        str(workers),
+        *(["--append-eod"] if eod else []),
+    ]
+
+
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def succeed(command: list[str]) -> str:
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def fail(command: list[str], **options: Any) -> str:
+    """A command that fails as a user's error does: status 2, a message, no traceback."""
+    done = run(command, **options)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
+    return done.stderr
+
+
+def write_lines(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def ids_on_disk(prefix: Path) -> list[list[int]]:
+    dataset = IndexedDataset(str(prefix))
+    return [dataset[number].tolist() for number in range(len(dataset))]
+
+
+def ids_of(model: Path, texts: list[str], eod: list[int]) -> list[list[int]]:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    return [ids + eod for text in texts if (ids := processor.encode(text))]
+
+
+def test_ids_on_disk_are_those_of_sentencepiece(tmp_path: Path, model: Path) -> None:
+    texts = ["", *python_texts(), "x", *latex_texts(), ""]
+    source = write_lines(tmp_path / "c.jsonl", texts)
+    shown = succeed(arguments(model, tmp_path / "out", source, workers=2))
+    assert ids_on_disk(tmp_path / "out_text_document") == ids_of(model, texts, [2])
+    empty = texts.count("")
+    assert f"{empty} empty documents left out" in shown
+    assert re.search(r"tokens of [\d.]+ MB of text in [\d.]+ s \([\d.]+ MB/s\)", shown)
+    sidecar = TokenFile.open(tmp_path / "out_text_document").sidecar
+    assert isinstance(sidecar, Sidecar)
+    assert sidecar.empty_documents == empty
+    assert sidecar.documents == len(texts) - empty
+    assert sidecar.text_bytes == sum(len(text.encode()) for text in texts)
+    assert sidecar.tokenizer.eod_id == 2
+    assert sidecar.tokenizer.eod_appended
+
+
+def test_ids_on_disk_are_those_of_llama_2(tmp_path: Path) -> None:
+    model = shared_folder() / "llama2_tokenizer.model"
+    folder = Path(sympy.__file__).parent / "ntheory"
+    command = arguments(model, tmp_path / "out", folder, workers=2)
+    succeed([*command, "--text-suffixes", ".py"])
+    files = (Path(place, name) for place, _, names in sorted(os.walk(folder)) for name in sorted(names))
+    texts = [path.read_text() for path in files if path.suffix == ".py"]
+    assert ids_on_disk(tmp_path / "out_text_document") == ids_of(model, texts, [2])
+
+
+def test_the_output_does_not_depend_on_the_number_of_workers(tmp_path: Path, model: Path) -> None:
+    texts = [*python_texts(), *latex_texts()] * 4  # several chunks
+    source = write_lines(tmp_path / "c.jsonl", texts)
+    outputs = []
+    for workers in (1, 3):
+        (tmp_path / str(workers)).mkdir()
+        succeed(arguments(model, tmp_path / str(workers) / "out", source, workers=workers))
+        outputs.append(files_of(tmp_path / str(workers)))
+    assert list(outputs[0]) == ["out_text_document.bin", "out_text_document.idx", "out_text_document.json"]
+    assert outputs[0] == outputs[1]
+
+
+def test_several_inputs_of_several_formats(tmp_path: Path, model: Path) -> None:
+    lines = write_lines(tmp_path / "a.jsonl", ["first", "second"]).read_bytes()
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(lines.replace(b"first", b"third")))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.replace(b"first", b"fourth")))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "e.tex").write_text("fifth")
+    inputs = [tmp_path / "c.jsonl.gz", tmp_path / "d", tmp_path / "a.jsonl", tmp_path / "b.jsonl.zst"]
+    succeed(arguments(model, tmp_path / "out", *inputs))
+    texts = ["fourth", "second", "fifth", "first", "second", "third", "second"]
+    assert ids_on_disk(tmp_path / "out_text_document") == ids_of(model, texts, [2])
+    sidecar = TokenFile.open(tmp_path / "out_text_document").sidecar
+    assert sidecar is not None
+    assert [Path(source.path).name for source in sidecar.sources] == [
+        "c.jsonl.gz",
+        "a.jsonl",
+        "b.jsonl.zst",
+        "d",
+    ]
+
+
+def test_another_key_and_no_end_of_document(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"content": "hello"}\n')
+    command = [*arguments(model, tmp_path / "out", tmp_path / "c.jsonl", eod=False), "--json-key", "content"]
+    assert "warning: without --append-eod" in succeed(command)
+    assert ids_on_disk(tmp_path / "out_content_document") == ids_of(model, ["hello"], [])
+    command += ["--append-eod", "--eod-token", "unk0", "--overwrite"]
+    succeed(command)
+    assert ids_on_disk(tmp_path / "out_content_document") == ids_of(model, ["hello"], [0])
+
+
+def test_a_broken_line_stops_before_anything_is_overwritten(tmp_path: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    succeed(arguments(model, out / "p", write_lines(tmp_path / "good.jsonl", ["good"])))
+    before = files_of(out)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "one"}\nnot json\n{"text": "two"}\n')
+    command = [*arguments(model, out / "p", bad), "--overwrite"]
+    message = fail(command)
+    assert f"{bad}:2: is not JSON" in message
+    assert "--on-bad-line skip" in message
+    assert files_of(out) == before
+    shown = succeed([*command, "--on-bad-line", "skip"])
+    assert f"skipped: {bad}:2: is not JSON" in shown
+    assert "1 broken lines left out" in shown
+    assert ids_on_disk(out / "p_text_document") == ids_of(model, ["one", "two"], [2])
+    sidecar = TokenFile.open(out / "p_text_document").sidecar
+    assert sidecar is not None
+    assert sidecar.broken_lines == 1
+
+
+def test_what_is_refused_before_any_work(tmp_path: Path, model: Path) -> None:
+    good = write_lines(tmp_path / "good.jsonl", ["good"])
+    assert "does not exist; give the tokenizer" in fail(arguments(tmp_path / "no", tmp_path / "out", good))
+    assert "does not exist; give a file or a folder" in fail(
+        arguments(model, tmp_path / "o", tmp_path / "no")
+    )
+    assert "cannot be written" in fail(arguments(model, good / "out", good))
+    assert "has no name" in fail(arguments(model, Path("/"), good))
+    succeed(arguments(model, tmp_path / "out", good))
+    assert "exists; pass --overwrite" in fail(arguments(model, tmp_path / "out", good))
+    assert "is below 1" in fail(arguments(model, tmp_path / "new", good, workers=0))
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'])
+def test_an_empty_corpus(tmp_path: Path, model: Path, content: str) -> None:
+    (tmp_path / "c.jsonl").write_text(content)
+    message = fail(arguments(model, tmp_path / "out", tmp_path / "c.jsonl"))
+    assert "no document has any token" in message
+    assert list(files_of(tmp_path)) == ["c.jsonl"]
+
+
+def test_a_disk_that_fills_up(tmp_path: Path, model: Path) -> None:
+    """A limit on the size of files is met where a full disk would be: in the middle of writing."""
+    out = tmp_path / "out"
+    out.mkdir()
+    succeed(arguments(model, out / "p", write_lines(tmp_path / "good.jsonl", ["good"])))
+    before = files_of(out)
+    many = write_lines(tmp_path / "many.jsonl", [*python_texts()] * 8)
+    limit = 1 << 20
+    message = fail(
+        [*arguments(model, out / "p", many), "--overwrite"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert "cannot be written (File too large); nothing that was there has changed" in message
+    assert files_of(out) == before
+
+
+def end_of(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the process and all it started are gone."""
+    process.wait(timeout=30)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, "workers outlive the command"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_at_a_random_moment_leaves_the_old_output(tmp_path: Path, model: Path, seed: int) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    old = ["old", "documents"]
+    succeed(arguments(model, out / "p", write_lines(tmp_path / "old.jsonl", old)))
+    new = [*python_texts()] * 8
+    command = [
+        *arguments(model, out / "p", write_lines(tmp_path / "new.jsonl", new), workers=2),
+        "--overwrite",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    if seed:
+        time.sleep(random.Random(seed).uniform(0.0, 1.5))
+    else:  # surely in the middle of writing
+        while process.poll() is None and not (
+            (out / "p_text_document.bin.partial").exists()
+            and (out / "p_text_document.bin.partial").stat().st_size > 0
+        ):
+            time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    end_of(process)
+    TokenFile.open(out / "p_text_document")
+    written = ids_on_disk(out / "p_text_document")
+    assert written in (ids_of(model, old, [2]), ids_of(model, new, [2]))
+    if seed == 0:
+        assert written == ids_of(model, old, [2])
+    succeed(command)
+    assert ids_on_disk(out / "p_text_document") == ids_of(model, new, [2])
+    assert len(files_of(out)) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "delay_seconds"),
+    [(signal.SIGINT, 130, 0.1), (signal.SIGINT, 130, 1.0), (signal.SIGTERM, 143, 0.5)],
+)
+def test_being_stopped_leaves_no_partial_files(
+    tmp_path: Path, model: Path, number: int, status: int, delay_seconds: float
+) -> None:
+    source = write_lines(tmp_path / "new.jsonl", [*python_texts()] * 40)
+    command = arguments(model, tmp_path / "out" / "p", source, workers=2)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    while process.poll() is None and not (tmp_path / "out" / "p_text_document.bin.partial").exists():
+        time.sleep(0.01)
+    time.sleep(delay_seconds)
+    if number == signal.SIGINT:  # a terminal sends it to all processes of the command
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, shown = process.communicate(timeout=30)
+    end_of(process)
+    assert process.returncode == status, shown
+    assert b"Traceback" not in shown
+    assert files_of(tmp_path / "out") == {}
+
+
+def test_a_worker_that_is_killed_ends_the_command(tmp_path: Path, model: Path) -> None:
+    source = write_lines(tmp_path / "new.jsonl", [*python_texts()] * 40)
+    command = arguments(model, tmp_path / "out" / "p", source, workers=2)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers: list[int] = []
+    while process.poll() is None and len(workers) < 2:
+        started = [int(child) for child in children.read_text().split()]
+        workers = [pid for pid in started if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        time.sleep(0.01)
+    os.kill(workers[-1], signal.SIGKILL)
+    _, shown = process.communicate(timeout=60)
+    end_of(process)
+    assert process.returncode == 2, shown
+    assert b"--workers 2: a process was killed" in shown
+    assert files_of(tmp_path / "out") == {}
+
+
+def test_progress_tells_rate_and_time_left(tmp_path: Path, model: Path) -> None:
+    source = write_lines(tmp_path / "c.jsonl", [*python_texts()] * 8)
+    shown = succeed([*arguments(model, tmp_path / "out", source), "--log-interval", "0"])
+    parts = ["[0-9.]+%", "N documents", "N tokens", "[0-9.]+ MB/s", "N documents/s", r"0:00:\d\d left"]
+    line = r" \| ".join(parts).replace("N", "[0-9,]+")
+    lines = re.findall(f"^ *{line}$", shown, re.MULTILINE)
+    assert len(lines) >= 2
+    assert lines[-1].lstrip().startswith("100.0%")
+
+
+def test_help_starts_without_torch() -> None:
+    code = "import runpy, sys; sys.argv = ['x', '--help']\n"
+    code += f"try: runpy.run_path({COMMAND[1]!r}, run_name='__main__')\n"
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    done = run([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert "--on-bad-line" in done.stdout

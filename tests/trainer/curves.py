@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training a small Llama on random tokens in any layout: called on every rank by the tests beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.llamas import run_config
+
+if TYPE_CHECKING:
+    from megatron.data.loader import MicroBatch
+
+GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 8, 2, 32, 512
+
+
+def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) -> Iterator[MicroBatch]:
+    """The micro-batches of one rank from step `start` on; every layout sees the same global batches."""
+    import torch
+
+    from megatron.data.loader import MicroBatch
+
+    for step in range(start, 10_000):
+        generator = torch.Generator().manual_seed(1000 + step)
+        # Few tokens and a rule between neighbours: something that 40 steps can learn.
+        sequences = torch.randint(0, 32, (GLOBAL_BATCH, SEQ_LENGTH + 1), generator=generator)
+        sequences[:, 1::2] = (sequences[:, 0:-1:2] + 1) % 32
+        for first in range(0, GLOBAL_BATCH, MICRO_BATCH * data_parallel_size):
+            begin = first + data_parallel_rank * MICRO_BATCH
+            mine = sequences[begin : begin + MICRO_BATCH]
+            tokens, labels = mine[:, :-1].contiguous(), mine[:, 1:].contiguous()
+            yield MicroBatch(
+                tokens, labels, torch.ones(tokens.shape), torch.arange(begin, begin + MICRO_BATCH)
+            )
+
+
+def train_curve(
+    steps: int, changes: dict[str, Any], save: str | None = None, save_at: int = 0, resume: bool = False
+) -> dict[str, Any]:
+    """Trains `steps` steps; returns losses, gradient norms and a digest of this rank's weights.
+
+    With `save`, writes a checkpoint after `save_at` steps; with `resume`, starts from the one there.
+    """
+    from megatron.backend import initialize
+    from megatron.checkpointing import folders
+    from megatron.checkpointing.record import CheckpointRecord
+    from megatron.checkpointing.state import load_all
+    from megatron.checkpointing.state import save as save_checkpoint
+    from megatron.model import build
+    from megatron.trainer.adam import give_to_megatron_core
+    from megatron.trainer.setup import TrainingState, wrap
+    from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
+
+    cfg = run_config(seq_length=SEQ_LENGTH, **changes)
+    backend = initialize(cfg.parallel, seed=1)
+    give_to_megatron_core()
+    built = build(cfg, backend, VOCAB, VOCAB)
+    state = TrainingState(built, wrap(cfg, built))
+    start = 0
+    if resume and save is not None:
+        folder = folders.find(Path(save))
+        assert folder is not None
+        record = CheckpointRecord.read(folder)
+        load_all(folder, state.trainable, record, backend)
+        start = record.iteration
+    batches = micro_batches(start, backend.data_parallel_size, backend.data_parallel_rank)
+    losses, norms = [], []
+    for step in range(start, steps):
+        local = compute_gradients(state, cfg, backend, batches)
+        losses.append(reduce_over_ranks(local, False, backend)[0])
+        norms.append(update_weights(state, cfg, lr=3e-3 / (1 + 0.05 * step)))
+        if save is not None and not resume and step + 1 == save_at:
+            _save(state, cfg, backend, save, step + 1, save_checkpoint)
+    return {"losses": losses, "norms": norms, "weights": _digest(state.model)}
+
+
+def train_curves(steps: int, layouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`train_curve` for one layout after the other, in the same processes."""
+    import megatron.backend  # noqa: F401  (before megatron.core)
+    from megatron.core import parallel_state
+
+    curves = []
+    for changes in layouts:
+        curves.append(train_curve(steps, changes))
+        parallel_state.destroy_model_parallel()
+    return curves
+
+
+def _save(state: Any, cfg: Any, backend: Any, save: str, iteration: int, save_checkpoint: Any) -> None:
+    from megatron.checkpointing.record import CheckpointRecord
+    from megatron.checkpointing.state import layout_of
+
+    record = CheckpointRecord(
+        iteration=iteration,
+        sequences_seen=iteration * GLOBAL_BATCH,
+        tokens_seen=iteration * GLOBAL_BATCH * SEQ_LENGTH,
+        model=cfg.model.model_dump(mode="json"),
+        vocab_size=VOCAB,
+        padded_vocab_size=VOCAB,
+        tokenizer_fingerprint="",
+        dtype=cfg.precision.dtype_name,
+        layout=layout_of(backend),
+        has_optimizer=True,
+    )
+    save_checkpoint(Path(save), state.trainable, record, backend, None, [])
+
+
+def _digest(model: Any) -> str:
+    import hashlib
+
+    import torch
+
+    digest = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

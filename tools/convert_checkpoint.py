@@ -1,0 +1,83 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints in and out: hf-to-neox makes one of a Hugging Face Llama, neox-to-hf the way back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron.neox_arguments.errors import UserError, exit_on_user_error
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_neox = commands.add_parser(
+        "hf-to-neox", help="a Hugging Face folder becomes a checkpoint and a model.yml"
+    )
+    to_neox.add_argument(
+        "--input", type=Path, required=True, help="folder with config.json and *.safetensors"
+    )
+    to_neox.add_argument(
+        "--output", type=Path, required=True, help="new folder for global_step0 and model.yml"
+    )
+    to_neox.add_argument(
+        "--tp", type=int, default=1, help="model_parallel_size for model.yml; the checkpoint loads at any"
+    )
+    to_hf = commands.add_parser("neox-to-hf", help="a checkpoint becomes a Hugging Face folder")
+    to_hf.add_argument(
+        "--input", type=Path, required=True, help="a run's save folder, or one global_stepN folder"
+    )
+    to_hf.add_argument("--output", type=Path, required=True, help="new folder")
+    to_hf.add_argument("--iteration", type=int, help="take this one instead of the newest")
+    to_hf.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the logits of both sides on real text; exit 1 if they differ",
+    )
+    return parser.parse_args(argv)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from megatron.checkpointing.convert import hf_to_neox
+    from megatron.neox_arguments.config import ModelConfig
+
+    if options.tp < 1:
+        raise UserError(f"--tp={options.tp}: must be at least 1")
+    record = hf_to_neox(options.input, options.output, options.tp)
+    model = ModelConfig(**record.model)
+    print(
+        f"{options.output}: {model.num_layers} layers, hidden {model.hidden_size}, "
+        f"{model.num_attention_heads} heads, {model.num_kv_heads} KV heads, {record.vocab_size} ids, "
+        f"{record.dtype}, rotary base {record.rotary_base:,.0f}\n"
+        f"next: python deepy.py train.py {options.output / 'model.yml'} your_run.yml"
+    )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from megatron.checkpointing.convert import neox_to_hf
+
+    folder = neox_to_hf(options.input, options.output, options.iteration)
+    print(f"{options.output}: from {folder}")
+    if options.verify:
+        from megatron.checkpointing.verify import compare_logits
+
+        comparison = compare_logits(folder, options.output)
+        print(comparison.describe())
+        if not comparison.is_equal:
+            raise SystemExit(1)
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    options = _arguments(argv)
+    (_import if options.command == "hf-to-neox" else _export)(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Documents to Megatron's token files: `preprocess_data.py --input corpus.jsonl.zst --output-prefix
+data/corpus …`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron.data.readers import Corpus
+from megatron.data.tokenize_corpus import TokenizerSpec, tokenize_corpus
+from megatron.neox_arguments.errors import UserError, exit_on_user_error
+from megatron.tokenizer import TOKENIZER_TYPES
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Tokenise documents into PREFIX_KEY_document.bin, .idx and .json. See docs/data.md."
+    )
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "--input", nargs="+", type=Path, required=True, metavar="PATH",
+        help=".jsonl, .jsonl.zst, .jsonl.gz, .parquet or text files, or folders of them",
+    )  # fmt: skip
+    text.add_argument(
+        "--json-key", "--jsonl-keys", default="text", metavar="KEY",
+        help="key or column that holds the text (default: text)",
+    )  # fmt: skip
+    text.add_argument(
+        "--text-suffixes", nargs="+", metavar="SUFFIX",
+        help="of the text files in folders, read only those that end so, such as .py .tex",
+    )  # fmt: skip
+    text.add_argument(
+        "--on-bad-line", choices=("stop", "skip"), default="stop",
+        help="what a broken line does; either way it is shown with file and line (default: stop)",
+    )  # fmt: skip
+    tokenizer = parser.add_argument_group("tokenizer")
+    tokenizer.add_argument("--tokenizer-type", required=True, choices=TOKENIZER_TYPES)
+    tokenizer.add_argument(
+        "--vocab-file", type=Path, required=True, metavar="PATH",
+        help="tokenizer.model, tokenizer.json or the folder that holds it",
+    )  # fmt: skip
+    tokenizer.add_argument(
+        "--append-eod", action="store_true", help="end each document with the end-of-document id"
+    )
+    tokenizer.add_argument(
+        "--eod-token", metavar="TOKEN",
+        help="the token that ends a document (default: the tokenizer's end of sequence; unk0: id 0, as "
+        "GPT-NeoX wrote)",
+    )  # fmt: skip
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX")
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace an existing output, when all is done"
+    )
+    output.add_argument("--dataset-impl", choices=("mmap",), default="mmap", help="the one format there is")
+    output.add_argument(
+        "--workers", type=_at_least_one, default=len(os.sched_getaffinity(0)), metavar="N",
+        help="processes that tokenise (default: the cores of this machine)",
+    )  # fmt: skip
+    output.add_argument(
+        "--log-interval",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="between two lines of progress (default: 5)",
+    )
+    return parser
+
+
+def output_of(prefix: Path, key: str) -> Path:
+    """GPT-NeoX's and Megatron-LM's name of a token file: PREFIX_KEY_document."""
+    return prefix.with_name(f"{prefix.name}_{key}_document")
+
+
+@exit_on_user_error
+def main() -> None:
+    """The command."""
+    args = _parser().parse_args()
+    if not args.output_prefix.name:
+        raise UserError(
+            f"--output-prefix {args.output_prefix}: has no name; give a folder and the beginning of a name"
+        )
+    # As for Ctrl-C, so that a batch system that ends the job leaves no partial files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if not args.append_eod:
+        print(
+            "warning: without --append-eod nothing marks where a document ends: "
+            "a model trained on this does not learn to stop",
+            file=sys.stderr,
+        )
+    try:
+        tokenize_corpus(
+            Corpus(args.input, args.json_key, args.text_suffixes),
+            output_of(args.output_prefix, args.json_key),
+            TokenizerSpec(args.tokenizer_type, args.vocab_file, args.eod_token),
+            append_eod=args.append_eod,
+            workers=args.workers,
+            skip_broken=args.on_bad_line == "skip",
+            overwrite=args.overwrite,
+            log_interval_seconds=args.log_interval,
+        )
+    except KeyboardInterrupt:
+        print("\nstopped: nothing was written, and what was there has not changed", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

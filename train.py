@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Trains one rank of a run. `deepy.py train.py a.yml b.yml …` starts all of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron.neox_arguments import RunConfig, UserError, exit_on_user_error
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the run as deepy.py froze it (JSON)")
+    return parser.parse_args(argv)
+
+
+def _build_tokenizer(cfg: RunConfig):  # type: ignore[no-untyped-def]
+    from megatron.tokenizer import build_tokenizer
+
+    if cfg.tokenizer.vocab_file is None:
+        raise UserError("vocab_file: is not set; name the tokenizer's file, e.g. vocab_file: tokenizer.model")
+    return build_tokenizer(cfg.tokenizer.tokenizer_type, cfg.tokenizer.vocab_file, cfg.tokenizer.eod_token)
+
+
+def run_training(cfg: RunConfig) -> None:
+    """Builds every room from the ground up, and trains."""
+    from megatron.trainer.interruption import StopRequest
+
+    stop = StopRequest().listen()  # before the process group: its threads inherit the handlers
+
+    from megatron.backend import initialize, shut_down
+    from megatron.data.blend import build_blends
+    from megatron.monitoring import open_monitor
+    from megatron.trainer.loop import Run, train
+    from megatron.trainer.setup import prepare
+
+    backend = initialize(cfg.parallel, cfg.data.seed)
+
+    def log(line: str) -> None:
+        if backend.is_main:
+            print(line, file=sys.stderr, flush=True)
+
+    try:
+        tokenizer = _build_tokenizer(cfg)
+        shape = cfg.batch.batch_shape(backend.data_parallel_size)
+        blends = build_blends(
+            cfg,
+            tokenizer,
+            train_sequences=cfg.schedule.train_iters * shape.global_,
+            eval_sequences=cfg.validation.eval_iters * shape.global_,
+        )
+        state = prepare(cfg, backend, tokenizer, log)
+        monitor = open_monitor(
+            cfg,
+            rank=backend.rank,
+            on_gpu=backend.device.type == "cuda",
+            resumed_iteration=state.progress.iteration,
+        )
+        with monitor:
+            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, log))
+        if backend.is_main and cfg.logging.plots:
+            _draw(cfg, log)
+    finally:
+        shut_down()
+
+
+def _draw(cfg: RunConfig, log) -> None:  # type: ignore[no-untyped-def]
+    from megatron.monitoring.plots import draw_run
+
+    if cfg.logging.log_dir is not None:
+        for picture in draw_run(cfg.logging.log_dir, cfg.logging.log_dir):
+            log(f"drew {picture}")
+
+
+@exit_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    from megatron.launcher import read_frozen
+
+    run_training(read_frozen(_arguments(argv).config, os.environ))
+
+
+if __name__ == "__main__":
+    main()
