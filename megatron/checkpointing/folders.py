@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
@@ -47,6 +48,20 @@ def mark_latest(save: Path, iteration: int) -> None:
     write_atomically(save / LATEST, step_name(iteration) + "\n")
 
 
+def keep_newest(save: Path, count: int) -> list[Path]:
+    """Removes all but the `count` newest checkpoints, never what `latest` names; returns what went."""
+    latest = find(save)
+    removed = []
+    for iteration in iterations_in(save)[:-count]:
+        folder = save / step_name(iteration)
+        if folder != latest:
+            # Renamed first: a folder with a checkpoint's name is whole.
+            doomed = folder.rename(save / f".{folder.name}.removed")
+            shutil.rmtree(doomed, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
 def find(load: Path, iteration: int | None = None) -> Path | None:
     """The folder of the checkpoint to load from `load`, or None where there is none yet.
 
@@ -73,7 +88,7 @@ def find(load: Path, iteration: int | None = None) -> Path | None:
                 f"choose one with iteration: {there[-1]}"
             )
         return None
-    named = latest.read_text(encoding="utf-8").strip()
+    named = latest.read_text(encoding="utf-8", errors="replace").strip()
     match = _STEP.match(named)
     if match is None or int(match.group(1)) not in there:
         raise UserError(

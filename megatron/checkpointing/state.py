@@ -32,6 +32,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
 )
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer.module import Float16Module
 from megatron.neox_arguments.errors import UserError
 
 # A checkpoint is refused before it is begun where less than this share of its last size is free.
@@ -88,7 +89,8 @@ def _model_state(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def _put_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    llama = model.module if isinstance(model, Float16Module) else model
+    missing, unexpected = llama.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.endswith("_extra_state")]
     assert not missing, missing
     assert not unexpected, unexpected
@@ -242,7 +244,14 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
     _put_weights(model, state["model"])
 
 
-def load_all(folder: Path, trainable: Trainable, record: CheckpointRecord, backend: Backend) -> None:
+def load_all(
+    folder: Path,
+    trainable: Trainable,
+    record: CheckpointRecord,
+    backend: Backend,
+    *,
+    with_random_state: bool = True,
+) -> None:
     """Fills weights, optimizer, and (in the layout that wrote them) random states.
 
     Raises:
@@ -255,13 +264,13 @@ def load_all(folder: Path, trainable: Trainable, record: CheckpointRecord, backe
             model_state, is_loading=True, metadata=_metadata()
         ),
     }
-    same_layout = record.layout == layout_of(backend)
-    if same_layout:
+    takes_random_state = with_random_state and record.layout == layout_of(backend)
+    if takes_random_state:
         wanted["random_state"] = _random_state()
     state = _load(folder, wanted)
     _put_weights(trainable.model.module, state["model"])
     trainable.optimizer.load_state_dict(state["optimizer"])
-    if same_layout:
+    if takes_random_state:
         _restore_random_state(state["random_state"])
 
 

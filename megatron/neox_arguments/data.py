@@ -76,7 +76,9 @@ class DataConfig(Concern):
     data_cache_path: FilePath | None = key(
         None, "Folder for the indices of the blend.", derived="beside the token files"
     )
-    num_workers: NonNegative = key(2, "Processes of each rank that prepare batches.")
+    num_workers: NonNegative = key(
+        2, "Threads of each rank that read batches ahead; 0 reads them when they are wanted."
+    )
     eod_mask_loss: bool = key(False, "Leave end-of-document tokens out of the loss.")
     seed: NonNegative = key(1234, "Seed of the data order, of fresh weights and of dropout.")
 

@@ -52,8 +52,12 @@ def _file_of(tokenizer_type: str, vocab_file: Path) -> Path:
     names = _FILES_IN_FOLDER[tokenizer_type]
     if vocab_file.is_dir():
         for name in names:
-            if (vocab_file / name).is_file():
-                return vocab_file / name
+            # Under another name too, such as llama2_tokenizer.model, where there is no doubt about it.
+            found = (
+                [vocab_file / name] if (vocab_file / name).is_file() else list(vocab_file.glob(f"*{name}"))
+            )
+            if len(found) == 1:
+                return found[0]
         raise UserError(
             f"vocab_file={vocab_file}: the folder holds no {' or '.join(names)}; give the file itself"
         )

@@ -47,6 +47,11 @@ def _fingerprint(definition: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
 
 
+def _special_tokens(definition: dict[str, Any]) -> list[str]:
+    added = definition.get("added_tokens") or []
+    return [str(token["content"]) for token in added if token.get("special")]
+
+
 class HuggingFaceTokenizer:
     """A `tokenizer.json`. As in transformers, the text of a special token is that token."""
 
@@ -75,9 +80,9 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
         folder = tokenizer_file.parent
         self.files = [tokenizer_file, *(folder / name for name in _COMPANIONS if (folder / name).is_file())]
-        self.eod_id = self._find_eod(tokenizer_file, eod)
+        self.eod_id = self._find_eod(tokenizer_file, eod, _special_tokens(definition))
 
-    def _find_eod(self, tokenizer_file: Path, eod: str | None) -> int:
+    def _find_eod(self, tokenizer_file: Path, eod: str | None, special_tokens: list[str]) -> int:
         candidates = (
             [("eod_token", None, eod)] if eod is not None else self._declared_eods(tokenizer_file.parent)
         )
@@ -96,7 +101,8 @@ class HuggingFaceTokenizer:
         raise UserError(
             f"vocab_file={tokenizer_file}: no end-of-sequence token is named in tokenizer_config.json, "
             "special_tokens_map.json, generation_config.json or config.json beside it; "
-            "set eod_token to the token that ends a document"
+            "set eod_token to the token that ends a document "
+            f"(its special tokens are {', '.join(special_tokens[:8]) or 'none'})"
         )
 
     @staticmethod

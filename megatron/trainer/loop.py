@@ -130,6 +130,8 @@ def _save(run: Run, meter: Meter, *, is_final: bool) -> None:
         run.log(f"warning: {failure}; training goes on, the next one is tried as usual")
     else:
         run.monitor.event("checkpoint", {"iteration": iteration, "folder": str(folder)})
+        if run.backend.is_main and run.cfg.checkpoint.keep_last_n_checkpoints is not None:
+            folders.keep_newest(save, run.cfg.checkpoint.keep_last_n_checkpoints)
     meter.resume(paused)
 
 

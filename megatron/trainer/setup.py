@@ -187,7 +187,7 @@ def _fill(
 ) -> None:
     takes_optimizer = is_own and record.has_optimizer and not cfg.checkpoint.no_load_optim
     if takes_optimizer:
-        load_all(source, state.trainable, record, backend)
+        load_all(source, state.trainable, record, backend, with_random_state=not cfg.checkpoint.no_load_rng)
     else:
         load_weights(source, state.model.module)
         state.trainable.optimizer.reload_model_params()

@@ -119,6 +119,16 @@ def test_reading_ahead_is_bounded_and_ends_with_the_iterator() -> None:
         time.sleep(0.01)
 
 
+def test_closing_cancels_what_has_not_begun() -> None:
+    dataset = Counting(1000, delay_seconds=0.1)
+    micro_batches = batches(dataset, shape(3, 4, 1), 0, num_workers=1)
+    next(micro_batches)
+    begun = dataset.read
+    micro_batches.close()  # type: ignore[attr-defined]
+    time.sleep(0.8)
+    assert dataset.read <= begun + 3
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="dp_rank=2 is not one of 2"):
         batches(Counting(4), shape(1, 1, 2), 2)

@@ -102,6 +102,15 @@ def test_a_folder_gives_its_files_in_order(tmp_path: Path) -> None:
     assert {source.path: source for source in changed.sources()}[str(tmp_path)].sha256 != before
 
 
+def test_sub_folders_are_read_in_order(tmp_path: Path) -> None:
+    names = [f"{number:02}/{letter}.txt" for number in range(30) for letter in "ba"]
+    for name in reversed(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    texts = [record.text for record in read_documents([tmp_path]) if isinstance(record, Document)]
+    assert texts == sorted(names)
+
+
 def test_broken_lines_are_named_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     lines = [

@@ -151,7 +151,7 @@ def test_end_of_document_as_a_hugging_face_folder_declares_it(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "no end-of-sequence token is named.*set eod_token"),
+        ({}, r"no end-of-sequence token is named.*set eod_token .*<\|begin\|>, <\|end\|>"),
         ({"eos_token": "</s>"}, "eos_token=</s>: is not one token.*set eod_token"),
         ({"eos_token": None}, "no end-of-sequence token is named"),
         ([], "no end-of-sequence token is named"),
@@ -195,6 +195,25 @@ def test_folders(spm_file: Path, hf_folder: Path, tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(UserError, match=r"holds no tokenizer\.json or tokenizer\.model"):
         build_tokenizer("HFTokenizer", empty)
+
+
+def test_a_folder_of_its_files_builds_a_tokenizer_again(
+    spm_file: Path, hf_folder: Path, tmp_path: Path
+) -> None:
+    for kind, file, name in (
+        ("SPMTokenizer", spm_file, "llama2_tokenizer.model"),
+        ("HFTokenizer", hf_folder / "tokenizer.json", "20B_tokenizer.json"),
+    ):
+        origin, copy = tmp_path / f"{kind}-origin", tmp_path / f"{kind}-copy"
+        origin.mkdir()
+        copy.mkdir()
+        shutil.copy(file, origin / name)
+        shutil.copy(hf_folder / "tokenizer_config.json", origin)
+        tokenizer = build_tokenizer(kind, origin / name)
+        for path in tokenizer.files:
+            shutil.copy(path, copy)
+        rebuilt = build_tokenizer(kind, copy)
+        assert (rebuilt.fingerprint, rebuilt.eod_id) == (tokenizer.fingerprint, tokenizer.eod_id)
 
 
 def test_missing_files_and_unknown_types(tmp_path: Path) -> None:

@@ -75,14 +75,14 @@ def train_curve(
     return {"losses": losses, "norms": norms, "weights": _digest(state.model)}
 
 
-def train_curves(steps: int, layouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`train_curve` for one layout after the other, in the same processes."""
+def train_curves(steps: int, calls: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """`train_curve` with one tuple of arguments after the other, in the same processes."""
     import megatron.backend  # noqa: F401  (before megatron.core)
     from megatron.core import parallel_state
 
     curves = []
-    for changes in layouts:
-        curves.append(train_curve(steps, changes))
+    for call in calls:
+        curves.append(train_curve(steps, *call))
         parallel_state.destroy_model_parallel()
     return curves
 

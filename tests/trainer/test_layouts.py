@@ -67,7 +67,7 @@ def curves() -> dict[str, list[list[float]]]:
     runs.update({name: layout[:2] for name, layout in LAYOUTS.items()})
     for ranks in (1, 2, 4):
         names = [name for name, (wanted, _) in runs.items() if wanted == ranks]
-        by_rank = run_ranks(train_curves, ranks, STEPS, [runs[name][1] for name in names])
+        by_rank = run_ranks(train_curves, ranks, STEPS, [(runs[name][1],) for name in names])
         for position, name in enumerate(names):
             found[name] = [curves_of_rank[position]["losses"] for curves_of_rank in by_rank]
     return found

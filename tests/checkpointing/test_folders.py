@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoint is found, and what is said when none is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.checkpointing import folders
+from megatron.neox_arguments.errors import UserError
+
+
+def make(save: Path, *iterations: int) -> None:
+    for iteration in iterations:
+        (save / folders.step_name(iteration)).mkdir(parents=True)
+        (save / folders.step_name(iteration) / "checkpoint.json").write_text("{}")
+
+
+def test_latest_names_the_one_that_is_found(tmp_path: Path) -> None:
+    make(tmp_path, 5, 100, 20)
+    folders.mark_latest(tmp_path, 20)
+    assert folders.find(tmp_path) == tmp_path / "global_step20"
+    assert folders.find(tmp_path, 100) == tmp_path / "global_step100"
+    assert folders.find(tmp_path / "global_step5") == tmp_path / "global_step5"
+    assert folders.iterations_in(tmp_path) == [5, 20, 100]
+
+
+def test_an_empty_or_missing_folder_has_none(tmp_path: Path) -> None:
+    assert folders.find(tmp_path) is None
+    assert folders.find(tmp_path / "nowhere") is None
+
+
+def test_unfinished_folders_are_not_checkpoints(tmp_path: Path) -> None:
+    make(tmp_path, 5)
+    (tmp_path / folders.unfinished_name(10)).mkdir()
+    assert folders.iterations_in(tmp_path) == [5]
+
+
+def test_the_newest_are_kept_and_latest_is_never_removed(tmp_path: Path) -> None:
+    make(tmp_path, 1, 2, 3, 4)
+    folders.mark_latest(tmp_path, 1)  # somebody went back
+    assert folders.keep_newest(tmp_path, 2) == [tmp_path / "global_step2"]
+    assert folders.iterations_in(tmp_path) == [1, 3, 4]
+    assert sorted(entry.name for entry in tmp_path.iterdir())[0] == "global_step1", "nothing half removed"
+
+
+@pytest.mark.parametrize(
+    ("latest", "iteration", "message"),
+    [
+        ("global_step7", None, "`latest` names 'global_step7', which is not there; choose one of 5"),
+        ("rubbish", None, "'rubbish'"),
+        (None, None, "the file `latest` is missing beside global_step5"),
+        ("global_step5", 6, "iteration=6"),
+    ],
+)
+def test_what_is_missing_is_named(
+    tmp_path: Path, latest: str | None, iteration: int | None, message: str
+) -> None:
+    make(tmp_path, 5)
+    if latest is not None:
+        (tmp_path / folders.LATEST).write_text(latest)
+    with pytest.raises(UserError, match=message):
+        folders.find(tmp_path, iteration)
+
+
+@given(st.binary(max_size=40))
+def test_any_content_of_latest_is_a_folder_or_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    save = tmp_path_factory.mktemp("save")
+    make(save, 5)
+    (save / folders.LATEST).write_bytes(content)
+    try:
+        found = folders.find(save)
+    except UserError:
+        return
+    assert found == save / "global_step5"
