@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from megatron.backend import Backend
+from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -105,6 +106,24 @@ def transformer_config(cfg: RunConfig, device: torch.device) -> TransformerConfi
     )
 
 
+class Llama(GPTModel):
+    """megatron-core's GPT, in whose loss the rows that only pad the vocabulary have no probability."""
+
+    def __init__(self, *args: Any, ids_that_exist: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ids_that_exist = ids_that_exist
+
+    def compute_language_model_loss(self, labels_BS: torch.Tensor, logits_SBV: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each token, [B, S]; V is this rank's part of the padded vocabulary."""
+        first_id = parallel_state.get_tensor_model_parallel_rank() * logits_SBV.size(-1)
+        ids_here = max(0, self._ids_that_exist - first_id)
+        if ids_here < logits_SBV.size(-1):
+            is_padding_V = torch.arange(logits_SBV.size(-1), device=logits_SBV.device) >= ids_here
+            logits_SBV = logits_SBV.masked_fill(is_padding_V, float("-inf"))
+        loss_BS: torch.Tensor = super().compute_language_model_loss(labels_BS, logits_SBV)
+        return loss_BS
+
+
 def _layer(cfg: RunConfig, attention: AttentionChoice) -> ModuleSpec:
     norm = NORMS[cfg.model.norm]
     attention_spec = ModuleSpec(
@@ -155,9 +174,10 @@ def build(
     )
     layers = [_layer(cfg, attention)] * get_num_layers_to_build(config)
     with torch.device(backend.device):
-        llama = GPTModel(
+        llama = Llama(
             config,
             TransformerBlockSubmodules(layer_specs=layers, layer_norm=NORMS[cfg.model.norm]),
+            ids_that_exist=vocab_size,
             vocab_size=padded_vocab_size,
             max_sequence_length=cfg.model.seq_length,
             pre_process=backend.pipeline_parallel_rank == 0,
