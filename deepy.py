@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from megatron.launcher.plan import RankPlan
     from megatron.neox_arguments.config import RunConfig
+
+# Tells the ranks how the run was started, for the advice they give; never parsed.
+COMMAND_VARIABLE = "DEEPY_COMMAND"
 
 EPILOG = """\
 Files merge from left to right, later keys win, --set wins over files.
@@ -60,6 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="with --dry-run: as if on N ranks of another machine, whose files are not looked for",
     )  # fmt: skip
     options = parser.parse_intermixed_args(arguments)
+    options.command = shlex.join(["python", *(sys.argv if arguments is None else ["deepy.py", *arguments])])
     if options.world_size is not None and not options.dry_run:
         parser.error(
             "--world-size plans for another machine and goes with --dry-run; --cpu-ranks N starts N ranks"
@@ -99,7 +104,7 @@ def start(options: argparse.Namespace) -> int:
     return launch(
         [sys.executable, str(options.script), "--config", str(frozen.path)],
         plan.ranks,
-        environment={**os.environ, HASH_VARIABLE: frozen.sha256},
+        environment={**os.environ, HASH_VARIABLE: frozen.sha256, COMMAND_VARIABLE: options.command},
         on_gpu=bool(plan.on_gpu),
         master_addr=cfg.launch.master_addr,
         master_port=cfg.launch.master_port,

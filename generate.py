@@ -50,6 +50,8 @@ def _check(options: argparse.Namespace) -> list[str]:
         ("--max-new-tokens", options.max_new_tokens, options.max_new_tokens >= 1, "at least 1"),
         ("--temperature", options.temperature, options.temperature >= 0, "0 or more"),
         ("--top-p", options.top_p, 0 < options.top_p <= 1, "above 0 and at most 1"),
+        ("--rotary-base", options.rotary_base, (options.rotary_base or 2) > 1, "above 1"),
+        ("--stop", options.stop, all(options.stop), "some text"),
     ]
     for name, value, is_right, constraint in ranges:
         if not is_right:
@@ -101,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron.backend import initialize, shut_down
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
+    from megatron.trainer.telling import speaks
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     backend = initialize(ParallelConfig(model_parallel_size=ranks), options.seed)
@@ -121,6 +124,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if backend.is_main:
                 print(prompt + text, flush=True)
                 print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+    except UserError as error:
+        if not speaks(error):
+            raise SystemExit(error.exit_code) from None
+        raise
     finally:
         shut_down()
 

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deepy import COMMAND_VARIABLE
 from megatron.neox_arguments import RunConfig, UserError, exit_on_user_error
 
 
@@ -27,8 +29,8 @@ def _build_tokenizer(cfg: RunConfig):  # type: ignore[no-untyped-def]
     return build_tokenizer(cfg.tokenizer.tokenizer_type, cfg.tokenizer.vocab_file, cfg.tokenizer.eod_token)
 
 
-def run_training(cfg: RunConfig) -> None:
-    """Builds every room from the ground up, and trains."""
+def run_training(cfg: RunConfig, command: str) -> None:
+    """Builds every room from the ground up, and trains. `command` started the run, as it was typed."""
     from megatron.trainer.interruption import StopRequest
 
     stop = StopRequest().listen()  # before the process group: its threads inherit the handlers
@@ -38,6 +40,7 @@ def run_training(cfg: RunConfig) -> None:
     from megatron.monitoring import open_monitor
     from megatron.trainer.loop import Run, train
     from megatron.trainer.setup import prepare
+    from megatron.trainer.telling import on_all_ranks, speaks
 
     backend = initialize(cfg.parallel, cfg.data.seed)
 
@@ -46,7 +49,7 @@ def run_training(cfg: RunConfig) -> None:
             print(line, file=sys.stderr, flush=True)
 
     try:
-        tokenizer = _build_tokenizer(cfg)
+        tokenizer = on_all_ranks(functools.partial(_build_tokenizer, cfg))
         shape = cfg.batch.batch_shape(backend.data_parallel_size)
         blends = build_blends(
             cfg,
@@ -54,17 +57,24 @@ def run_training(cfg: RunConfig) -> None:
             train_sequences=cfg.schedule.train_iters * shape.global_,
             eval_sequences=cfg.validation.eval_iters * shape.global_,
         )
+        for notice in blends.notices:
+            log(f"note: {notice}")
         state = prepare(cfg, backend, tokenizer, log)
-        monitor = open_monitor(
+        open_mine = functools.partial(
+            open_monitor,
             cfg,
             rank=backend.rank,
             on_gpu=backend.device.type == "cuda",
             resumed_iteration=state.progress.iteration,
         )
-        with monitor:
-            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, log))
+        with on_all_ranks(open_mine) as monitor:
+            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, log, command))
         if backend.is_main and cfg.logging.plots:
             _draw(cfg, log)
+    except UserError as error:
+        if not speaks(error):
+            raise SystemExit(error.exit_code) from None
+        raise
     finally:
         shut_down()
 
@@ -72,16 +82,21 @@ def run_training(cfg: RunConfig) -> None:
 def _draw(cfg: RunConfig, log) -> None:  # type: ignore[no-untyped-def]
     from megatron.monitoring.plots import draw_run
 
-    if cfg.logging.log_dir is not None:
+    if cfg.logging.log_dir is None:
+        return
+    try:
         for picture in draw_run(cfg.logging.log_dir, cfg.logging.log_dir):
             log(f"drew {picture}")
+    except UserError as error:  # the run itself is done and saved
+        log(f"warning: no plots: {error}")
 
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     from megatron.launcher import read_frozen
 
-    run_training(read_frozen(_arguments(argv).config, os.environ))
+    command = os.environ.get(COMMAND_VARIABLE, "the same command")
+    run_training(read_frozen(_arguments(argv).config, os.environ), command)
 
 
 if __name__ == "__main__":

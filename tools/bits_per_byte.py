@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Bits per byte of documents under a checkpoint, source by source: a figure that does not depend on the tokenizer.
+"""Bits per byte of documents under a checkpoint, source by source; tokenizers need not be alike to compare.
 
 A document's tokens are scored one after the other, the first given the end-of-document token that precedes a
 document in training:
 
-    bits per byte = - sum over tokens of log2 p(token | end of document, tokens before it) / UTF-8 bytes of the text
+    bits per byte = - sum over tokens of log2 p(token | end of document, tokens before it) / bytes of the text
 
 Sums run over all documents of a source, so that a long document weighs more. Of a document of more than
 `--max-tokens` tokens the beginning is scored, and the bytes are those of exactly that text.
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # Tokens of the documents that go through the model together, padding included: bounds the logits, which take
 # 4 bytes an id (2,048 tokens x 49,152 ids: 0.4 GB).
 BATCH_TOKENS = 2048
-# A character of UTF-8 has at most 4 bytes, so a cut between byte-level tokens is at most 3 tokens inside one.
-MAX_STEP_BACK_TOKENS = 4
+# Byte-level tokens may end inside a character, in some scripts many in a row: so far a cut is moved back.
+MAX_STEP_BACK_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -79,32 +79,34 @@ def beginning(text: str, tokenizer: Tokenizer, max_tokens: int) -> Scored:
         if covered and text.startswith(covered):
             return Scored(ids[:end], len(covered.encode("utf-8")), True)
     raise UserError(
-        f"--max-tokens={max_tokens}: the tokenizer rewrites the text that begins {text[:40]!r}, so that the bytes "
-        "of its first tokens are not known; give a value above the length of the longest document"
+        f"--max-tokens={max_tokens}: the tokenizer rewrites the text that begins {text[:40]!r}, so that the "
+        "bytes of its first tokens are not known; give a value above the length of the longest document"
     )
 
 
-def read_documents(path: Path, max_documents: int | None) -> list[str]:
+def read_texts(path: Path, max_documents: int | None) -> list[str]:
     """The texts of the first `max_documents` documents of a file, as preprocess_data.py reads it.
 
     Raises:
         UserError: there is none, or the file cannot be read.
     """
-    from megatron.data.readers import Corpus
+    from megatron.data.readers import Broken, read_documents
 
     texts: list[str] = []
-    for document in Corpus([path], "text"):
-        if document.text.strip():
-            texts.append(document.text)
-        if max_documents is not None and len(texts) == max_documents:
+    for record in read_documents([path]):
+        if len(texts) == max_documents:
             break
+        if isinstance(record, Broken):
+            raise UserError(f"{record.where}: {record.reason}; repair the file, or remove the line")
+        if record.text:
+            texts.append(record.text)
     if not texts:
         raise UserError(f"--documents={path}: holds no document with text; give another file")
     return texts
 
 
 def batched(documents: Sequence[Scored], batch_tokens: int = BATCH_TOKENS) -> Iterator[list[Scored]]:
-    """Documents of like length together, each batch at most `batch_tokens` after padding (or one document)."""
+    """Documents of like length together, each batch of one or at most `batch_tokens` after padding."""
     batch: list[Scored] = []
     for document in sorted(documents, key=lambda document: len(document.ids)):
         if batch and (len(batch) + 1) * len(document.ids) > batch_tokens:
@@ -149,9 +151,7 @@ def measure(opened: OpenedModel, texts: Sequence[str], max_tokens: int) -> Total
     total = Total()
     documents = [beginning(text, opened.tokenizer, max_tokens) for text in texts]
     for batch in batched([document for document in documents if document.ids]):
-        for document, nats in zip(
-            batch, nats_of(batch, opened.logits, opened.tokenizer.eod_id), strict=True
-        ):
+        for document, nats in zip(batch, nats_of(batch, opened.logits, opened.tokenizer.eod_id), strict=True):
             total.documents += 1
             total.cut_documents += document.is_cut
             total.tokens += len(document.ids)
@@ -244,8 +244,8 @@ def show(content: dict[str, Any]) -> None:
     for name, source in content["sources"].items():
         print(
             f"{name:<12} {source['bits_per_byte']:.4f} bits per byte  ({source['documents']} documents, "
-            f"{source['cut_documents']} of them cut at {content['max_tokens']} tokens; {source['tokens']:,} tokens, "
-            f"{source['bytes']:,} bytes)"
+            f"{source['cut_documents']} of them cut at {content['max_tokens']} tokens; "
+            f"{source['tokens']:,} tokens, {source['bytes']:,} bytes)"
         )
     print(f"{content['tokens_per_second']:,.0f} tokens/s", file=sys.stderr)
 
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     options = _arguments(argv)
     sources = parse_documents(options.documents)
-    texts = {name: read_documents(path, options.max_documents) for name, path in sources.items()}
+    texts = {name: read_texts(path, options.max_documents) for name, path in sources.items()}
     from megatron.backend import initialize, shut_down
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig

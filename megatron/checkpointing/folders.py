@@ -16,6 +16,7 @@ from megatron.neox_arguments.errors import UserError
 
 LATEST = "latest"
 _STEP = re.compile(r"^global_step(\d+)$")
+_REMNANT = re.compile(r"^\.global_step\d+\.(unfinished|removed)$")
 
 
 def step_name(iteration: int) -> str:
@@ -26,6 +27,11 @@ def unfinished_name(iteration: int) -> str:
     return f".{step_name(iteration)}.unfinished"
 
 
+def removed_path(folder: Path) -> Path:
+    """The name of a checkpoint that is on its way out."""
+    return folder.with_name(f".{folder.name}.removed")
+
+
 def iterations_in(save: Path) -> list[int]:
     """Iterations with a checkpoint folder, ascending."""
     if not save.is_dir():
@@ -34,18 +40,58 @@ def iterations_in(save: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in found)
 
 
+def choose_from(save: Path, iterations: list[int]) -> str:
+    """A remedy: how to take one of these checkpoints."""
+    if not iterations:
+        return "there is no other checkpoint in its place"
+    return (
+        f"choose one of {', '.join(map(str, iterations[-8:]))}: in a run with --set load={save} --set "
+        f"iteration={iterations[-1]}, elsewhere with --iteration {iterations[-1]}"
+    )
+
+
+def remove_unfinished(save: Path) -> None:
+    """Removes what a killed run left half written, or half removed."""
+    for entry in save.iterdir():
+        if _REMNANT.match(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a small file in one step, and only once its bytes are on the disk."""
+    os.replace(_draft(path, text), path)
+
+
+def _draft(path: Path, text: str) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 def mark_latest(save: Path, iteration: int) -> None:
     write_atomically(save / LATEST, step_name(iteration) + "\n")
+
+
+def put_in_place(unfinished: Path, final: Path) -> None:
+    """Gives a whole checkpoint its name, and moves `latest` to it.
+
+    Raises:
+        OSError: `latest` cannot be written; everything is as it was.
+    """
+    latest = final.with_name(LATEST)
+    draft = _draft(latest, final.name + "\n")  # first, because it needs space: the rest are renames
+    if final.exists():
+        final.rename(removed_path(final))
+    unfinished.rename(final)
+    os.replace(draft, latest)
+    shutil.rmtree(removed_path(final), ignore_errors=True)
 
 
 def keep_newest(save: Path, count: int) -> list[Path]:
@@ -56,7 +102,7 @@ def keep_newest(save: Path, count: int) -> list[Path]:
         folder = save / step_name(iteration)
         if folder != latest:
             # Renamed first: a folder with a checkpoint's name is whole.
-            doomed = folder.rename(save / f".{folder.name}.removed")
+            doomed = folder.rename(removed_path(folder))
             shutil.rmtree(doomed, ignore_errors=True)
             removed.append(folder)
     return removed
@@ -85,14 +131,13 @@ def find(load: Path, iteration: int | None = None) -> Path | None:
         if there:
             raise UserError(
                 f"load={load}: the file `latest` is missing beside global_step{there[-1]}; "
-                f"choose one with iteration: {there[-1]}"
+                + choose_from(load, there)
             )
         return None
     named = latest.read_text(encoding="utf-8", errors="replace").strip()
     match = _STEP.match(named)
     if match is None or int(match.group(1)) not in there:
         raise UserError(
-            f"load={load}: `latest` names {named!r}, which is not there; "
-            f"choose one of {', '.join(map(str, there)) or 'none'} with iteration: N"
+            f"load={load}: `latest` names {named!r}, which is not there; {choose_from(load, there)}"
         )
     return load / step_name(int(match.group(1)))

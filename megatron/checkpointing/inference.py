@@ -18,8 +18,9 @@ from megatron.checkpointing.state import load_weights
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.model import BuiltModel, build
 from megatron.model.rotary import PeriodChange
+from megatron.neox_arguments.checks import check_world
 from megatron.neox_arguments.config import RunConfig
-from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.errors import ConfigError, UserError
 from megatron.tokenizer import Tokenizer, build_tokenizer, pad_vocab
 
 
@@ -91,6 +92,8 @@ def open_model(
     record = CheckpointRecord.read(folder)
     base = record.rotary_base if rotary_base is None else rotary_base
     cfg = _reading_config(record, backend, base, dtype or record.dtype)
+    if problems := check_world(cfg, backend.world_size):
+        raise ConfigError(problems)
     padded = pad_vocab(record.vocab_size, 1, backend.tensor_parallel_size)
     built = build(cfg, backend, record.vocab_size, padded, initialize=False)
     load_weights(folder, built.module)

@@ -70,6 +70,7 @@ class CheckpointRecord:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             record = CheckpointRecord(**{f.name: content[f.name] for f in fields(CheckpointRecord)})
+            ModelConfig.model_validate(record.model)
         except FileNotFoundError:
             raise UserError(
                 f"load={folder}: no {RECORD} there, so this is not a checkpoint of ours; "
@@ -77,7 +78,7 @@ class CheckpointRecord:
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"load={folder}: {RECORD} is damaged ({error!r}); load an older checkpoint"
+                f"load={folder}: {RECORD} is damaged ({' '.join(repr(error).split())}); load an older checkpoint"
             ) from None
         if record.format_version > FORMAT_VERSION:
             raise UserError(

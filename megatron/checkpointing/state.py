@@ -8,6 +8,7 @@ all change between a save and a load.
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from megatron.backend import Backend
 from megatron.checkpointing import folders
@@ -37,6 +38,8 @@ from megatron.neox_arguments.errors import UserError
 
 # A checkpoint is refused before it is begun where less than this share of its last size is free.
 _FREE_SPACE_MARGIN = 1.05
+# A write that failed with less than this left failed for want of space; torch's writer does not say so.
+_FULL_BYTES = 2**20
 
 
 class SaveFailed(Exception):
@@ -130,28 +133,30 @@ def layout_of(backend: Backend) -> dict[str, int]:
     }
 
 
-def _all_ranks_agree(ok: bool, device: torch.device) -> bool:
-    flag = torch.tensor([int(ok)], device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag.item())
+def _first_problem(problem: str | None) -> str | None:
+    """What went wrong on the lowest rank where anything did; the same on every rank."""
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((found for found in problems if found is not None), None)
 
 
 def _expected_bytes(save: Path) -> int:
-    """The size of the newest checkpoint there that has an optimizer, as a guess of the next one's."""
-    for iteration in reversed(folders.iterations_in(save)):
-        folder = save / folders.step_name(iteration)
-        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return 0
+    """The size of the newest checkpoint there, as a guess of the next one's."""
+    there = folders.iterations_in(save)
+    if not there:
+        return 0
+    newest = save / folders.step_name(there[-1])
+    return sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
 
 
 def _make_room(save: Path, unfinished: Path) -> str | None:
     """Rank 0: an empty folder to write to. Returns what is wrong, or None."""
     try:
         save.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        folders.remove_unfinished(save)
         free, needed = shutil.disk_usage(save).free, int(_expected_bytes(save) * _FREE_SPACE_MARGIN)
         if free < needed:
-            return f"{free / 1e9:.2f} GB free, about {needed / 1e9:.2f} GB needed"
+            return f"{free / 1e6:,.0f} MB are free, about {needed / 1e6:,.0f} MB are needed"
         unfinished.mkdir()
     except OSError as error:
         return str(error.strerror or error)
@@ -177,10 +182,9 @@ def save(
     iteration = record.iteration
     final = save_folder / folders.step_name(iteration)
     unfinished = save_folder / folders.unfinished_name(iteration)
-    problem = [_make_room(save_folder, unfinished) if backend.is_main else None]
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise SaveFailed(f"checkpoint {final} was not written: {problem[0]}")
+    problem = _first_problem(_make_room(save_folder, unfinished) if backend.is_main else None)
+    if problem is not None:
+        raise SaveFailed(f"checkpoint {final} was not written: {problem}")
     model_state = _model_state(trainable.model.module)
     state = {
         "model": model_state,
@@ -188,7 +192,6 @@ def save(
         "random_state": _random_state(),
     }
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    failure = None
     try:
         strategy = FullyParallelSaveStrategyWrapper(_InProcessSave("torch_dist", 1, thread_count=1), group)
         dist_checkpointing.save(state, str(unfinished), strategy)
@@ -197,22 +200,29 @@ def save(
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # torch's CheckpointException is a BaseException
-        failure = error
-    if not _all_ranks_agree(failure is None, backend.device):
+        is_full = shutil.disk_usage(save_folder).free < _FULL_BYTES
+        problem = "the disk is full" if is_full else _first_line(error)
+    # From here on nothing but names changes, once every rank has written its part.
+    problem = _first_problem(problem)
+    if problem is None:
+        problem = _first_problem(_put_in_place(unfinished, final) if backend.is_main else None)
+    if problem is not None:
         if backend.is_main:
             shutil.rmtree(unfinished, ignore_errors=True)
-        raise SaveFailed(f"checkpoint {final} was not written: {_first_line(failure)}") from failure
-    if backend.is_main:
-        shutil.rmtree(final, ignore_errors=True)
-        unfinished.rename(final)
-        folders.mark_latest(save_folder, iteration)
-    dist.barrier()
+        raise SaveFailed(f"checkpoint {final} was not written: {problem}")
     return final
 
 
-def _first_line(error: BaseException | None) -> str:
-    if error is None:
-        return "another rank failed; its log says why"
+def _put_in_place(unfinished: Path, final: Path) -> str | None:
+    """Rank 0: gives the checkpoint its name and moves `latest`. Returns what is wrong, or None."""
+    try:
+        folders.put_in_place(unfinished, final)
+    except OSError as error:
+        return str(error.strerror or error)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     innermost = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
     return innermost.strip() or type(error).__name__
@@ -275,6 +285,8 @@ def load_all(
 
 
 def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    if damage := _damage(folder):  # looked for first: torch prints tracebacks of its own
+        raise _unreadable(folder, damage)
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), group)
     try:
@@ -283,7 +295,32 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # torch's CheckpointException is a BaseException
-        raise UserError(
-            f"load={folder}: cannot be read ({_first_line(error)}); load an older one with iteration: N"
-        ) from error
+        raise _unreadable(folder, _first_line(error)) from error
     return state
+
+
+def _unreadable(folder: Path, why: str) -> UserError:
+    save = folder.parent
+    others = [step for step in folders.iterations_in(save) if folders.step_name(step) != folder.name]
+    return UserError(f"load={folder}: cannot be read ({why}); {folders.choose_from(save, others)}")
+
+
+def _damage(folder: Path) -> str | None:
+    """The first file that is missing or shorter than the index of the tensors says, in words."""
+    try:
+        entries = FileSystemReader(folder).read_metadata().storage_data.values()
+    except FileNotFoundError:
+        return "the file .metadata is missing"
+    except (EOFError, ValueError, pickle.UnpicklingError) as error:
+        return f"the file .metadata is damaged: {error}"
+    expected_bytes: dict[str, int] = {}
+    for entry in entries:
+        end = entry.offset + entry.length
+        expected_bytes[entry.relative_path] = max(end, expected_bytes.get(entry.relative_path, 0))
+    for name, size in sorted(expected_bytes.items()):
+        path = folder / name
+        if not path.is_file():
+            return f"the file {name} is missing"
+        if path.stat().st_size < size:
+            return f"the file {name} has {path.stat().st_size:,} of its {size:,} bytes"
+    return None

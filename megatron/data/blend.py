@@ -12,20 +12,17 @@ from megatron.data.index_cache import IndexCache, Peers
 from megatron.data.mcore_datasets import Packing, SequenceOrder
 from megatron.data.sources import Source, open_files, split_source
 from megatron.neox_arguments.config import RunConfig
-from megatron.neox_arguments.errors import ConfigError, Problem
+from megatron.neox_arguments.errors import ConfigError, Problem, UserError
 from megatron.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Blends:
-    """The data of a run. Weights add up to 1; those of `valid` and `test` are for the mean over the sets."""
+    """The data of a run: the blend to train on, each held-out set by its name, and what there is to say."""
 
     train: SequenceOrder | None
     valid: dict[str, SequenceOrder]
     test: dict[str, SequenceOrder]
-    train_weights: dict[str, float]
-    valid_weights: dict[str, float]
-    test_weights: dict[str, float]
     notices: list[str]
 
 
@@ -55,16 +52,8 @@ def build_blends(
     they can be seen together."""
     sets = _open_sets(cfg, tokenizer, with_test=cfg.validation.do_test)
     if train_sequences and not sets.train:
-        raise ConfigError(
-            [
-                Problem(
-                    "train_data_paths",
-                    None,
-                    "is not set, and neither is data_path",
-                    "name the token files to read",
-                )
-            ]
-        )
+        constraint = "is not set, and neither is data_path"
+        raise ConfigError([Problem("train_data_paths", None, constraint, "name the token files to read")])
     packing = Packing(
         cfg.model.seq_length, cfg.data.seed, tokenizer.vocab_size, tokenizer.eod_id, cfg.data.eod_mask_loss
     )
@@ -72,8 +61,9 @@ def build_blends(
         *(source for source, _ in sets.train if train_sequences),
         *(source for source, _ in [*sets.valid, *sets.test] if eval_sequences),
     ]
-    for source in used:
-        source.require_a_sequence(packing.seq_length)
+    too_small = [error for source in used if (error := source.lacks_a_sequence(packing.seq_length))]
+    if too_small:
+        raise UserError("\n".join(dict.fromkeys(too_small)))
     cache = IndexCache(_cache_folder(cfg, used), peers or Peers.of_this_run())
     train = None
     if train_sequences:
@@ -94,15 +84,7 @@ def build_blends(
         notices.append(
             "data_cache_path: no folder for indices can be written; each rank builds them in its memory"
         )
-    return Blends(
-        train,
-        valid,
-        test,
-        _normalised(sets.train),
-        _normalised(sets.valid),
-        _normalised(sets.test),
-        notices,
-    )
+    return Blends(train, valid, test, notices)
 
 
 def _open_sets(cfg: RunConfig, tokenizer: Tokenizer, with_test: bool) -> _Sets:
@@ -123,7 +105,7 @@ def _open_sets(cfg: RunConfig, tokenizer: Tokenizer, with_test: bool) -> _Sets:
         _check_names(f"{use}data_names", names)
         members = [
             (Source.whole(name, next(remaining)), weight)
-            for _, name, weight in zip(paths, names, weights, strict=False)
+            for _, name, weight in zip(paths, names, weights, strict=bool(paths))
         ]
         notices += [
             f"{source.name}: has weight 0 and is not read" for source, weight in members if weight == 0
@@ -162,8 +144,3 @@ def _repeats(sets: _Sets, train_sequences: int, eval_sequences: int, seq_length:
         for source, share in shares
         if source.sequences(seq_length) < round(share)
     ]
-
-
-def _normalised(chosen: list[tuple[Source, float]]) -> dict[str, float]:
-    total = sum(weight for _, weight in chosen)
-    return {source.name: weight / total for source, weight in chosen}

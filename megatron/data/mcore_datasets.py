@@ -32,6 +32,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from megatron.data.index_cache import Arrays, IndexCache
 from megatron.data.sources import Source
+from megatron.neox_arguments.errors import UserError
 
 # GPT-NeoX and Megatron-LM draw this much more from each source than its share, because the blend is not
 # exact.
@@ -135,7 +136,8 @@ class SequenceOrder:
         A source that holds fewer sequences than its share is read again, shuffled anew. Errors: `UserError`
         for a source without a single whole sequence."""
         for source in sources:
-            source.require_a_sequence(packing.seq_length)
+            if error := source.lacks_a_sequence(packing.seq_length):
+                raise UserError(error)
         self.names = [source.name for source in sources]
         self._sequences = sequences
         shares = np.asarray(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)

@@ -51,15 +51,16 @@ class Source:
         """Sequences in one pass over these documents."""
         return max(0, self.tokens - 1) // seq_length
 
-    def require_a_sequence(self, seq_length: int) -> None:
-        """Raise `UserError` where not even one sequence (`seq_length` tokens and the one after) is there."""
-        if self.tokens < seq_length + 1:
-            raise UserError(
-                f"{self.name} ({self.file.prefix}): {self.end_document - self.first_document} documents with "
-                f"{self.tokens} tokens do not fill one sequence of seq_length={seq_length} tokens and the "
-                "one after; "
-                "add documents, set a smaller seq_length, or leave it out"
-            )
+    def lacks_a_sequence(self, seq_length: int) -> str | None:
+        """What to tell where not even one sequence (`seq_length` tokens and the one after) is there."""
+        if self.tokens > seq_length:
+            return None
+        return (
+            f"{self.name} ({self.file.prefix}): {self.end_document - self.first_document} documents with "
+            f"{self.tokens} tokens do not fill one sequence of seq_length={seq_length} tokens and the one "
+            "after; "
+            "add documents, set a smaller seq_length, or leave it out"
+        )
 
 
 def open_files(paths: Sequence[Path], tokenizer: Tokenizer) -> tuple[list[TokenFile], list[str]]:

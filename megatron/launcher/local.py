@@ -210,7 +210,9 @@ class _Watch:
         if not failed:
             return
         self._dead = self._ranks[to_blame(failed)]
-        self._say(f"{self._dead.name} {_ending(self._dead.process.returncode)}{self._consequence()}")
+        # A rank that found the user's mistake has said so; which rank it was says nothing.
+        if self._dead.process.returncode != UserError.exit_code:
+            self._say(f"{self._dead.name} {_ending(self._dead.process.returncode)}{self._consequence()}")
         now = time.monotonic()
         self._deadlines = [
             (now + self._patience.report_seconds, signal.SIGTERM),

@@ -208,7 +208,8 @@ NO_EFFECT: dict[str, NoEffect] = {
     ),
     "bias_dropout_fusion": NoEffect((False,), "there are no biases"),
     "checkpoint_validation_with_forward_pass": NoEffect(
-        (True, False), "a checkpoint is verified by the checksums in its manifest, without a forward pass"
+        (True, False),
+        "a checkpoint takes its name only when all of it is written; neox-to-hf --verify compares logits",
     ),
     "steps_per_print": NoEffect((), "DeepSpeed's own console line is not there; log_interval sets ours"),
     "wall_clock_breakdown": NoEffect((True, False), "every log line carries its time and speed"),

@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from megatron.backend import Backend
 from megatron.checkpointing import folders
 from megatron.checkpointing import state as checkpoint_state
+from megatron.checkpointing.record import BASE_FILES
 from megatron.data.blend import Blends
 from megatron.data.loader import batches
 from megatron.monitoring import EvalReport, Monitor
@@ -22,6 +22,7 @@ from megatron.trainer.meter import Meter
 from megatron.trainer.schedule import learning_rate
 from megatron.trainer.setup import TrainingState, record_of
 from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
+from megatron.trainer.telling import way_back
 from megatron.trainer.validation import evaluate
 
 
@@ -37,6 +38,7 @@ class Run:
     monitor: Monitor
     stop: StopRequest
     log: Callable[[str], None]
+    command: str  # that started the run, as it was typed
 
 
 def train(run: Run) -> None:
@@ -70,9 +72,9 @@ def train(run: Run) -> None:
         lr = learning_rate(cfg, progress.iteration + 1)
         local_loss = compute_gradients(state, cfg, backend, micro_batches)
         loss, stops = reduce_over_ranks(local_loss, run.stop.was_asked, backend)
-        _refuse_non_finite(run, "loss", loss)
+        _refuse_non_finite(run, "loss", loss, progress.iteration + 1)
         grad_norm = update_weights(state, cfg, lr)
-        _refuse_non_finite(run, "gradient norm", grad_norm)
+        _refuse_non_finite(run, "gradient norm", grad_norm, progress.iteration + 1)
         progress.iteration += 1
         progress.sequences_seen += shape.global_
         progress.tokens_seen += tokens_per_step
@@ -106,6 +108,8 @@ def _evaluate(run: Run, meter: Meter) -> None:
     paused = meter.pause()
     losses = evaluate(run.state, run.cfg, run.backend, run.blends.valid)
     run.monitor.evaluation(EvalReport(run.state.progress.iteration, "valid", losses))
+    for name, loss in losses.items():
+        _refuse_non_finite(run, f"validation loss of {name}", loss, run.state.progress.iteration)
     meter.resume(paused)
 
 
@@ -115,8 +119,6 @@ def _save(run: Run, meter: Meter, *, is_final: bool) -> None:
     if save is None:
         return
     iteration = run.state.progress.iteration
-    if iteration in folders.iterations_in(save) and run.state.progress.iteration == 0:
-        return
     paused = meter.pause()
     record = record_of(run.state, run.cfg, run.backend, run.tokenizer)
     try:
@@ -126,33 +128,22 @@ def _save(run: Run, meter: Meter, *, is_final: bool) -> None:
     except checkpoint_state.SaveFailed as failure:
         run.monitor.event("checkpoint failed", {"iteration": iteration, "why": str(failure)})
         if is_final:
-            raise UserError(f"{failure}; make room and run the same command again") from failure
+            raise UserError(f"{failure}; put that right and run the same command again") from failure
         run.log(f"warning: {failure}; training goes on, the next one is tried as usual")
     else:
         run.monitor.event("checkpoint", {"iteration": iteration, "folder": str(folder)})
+        run.state.base_files = folder / BASE_FILES  # the ones this run began with may be removed below
         if run.backend.is_main and run.cfg.checkpoint.keep_last_n_checkpoints is not None:
             folders.keep_newest(save, run.cfg.checkpoint.keep_last_n_checkpoints)
     meter.resume(paused)
 
 
-def _refuse_non_finite(run: Run, what: str, value: float) -> None:
+def _refuse_non_finite(run: Run, what: str, value: float, iteration: int) -> None:
+    """`iteration` is the one to report; the weights at fault are those the run holds now."""
     if math.isfinite(value):
         return
-    iteration = run.state.progress.iteration + 1
     run.monitor.event("not finite", {"iteration": iteration, "what": what, "value": str(value)})
     raise UserError(
-        f"{what}={value} at iteration {iteration}: must be finite; the weights of this step were not saved. "
-        + last_good(run.cfg.checkpoint.save)
-    )
-
-
-def last_good(save: Path | None) -> str:
-    """The last checkpoint on disk and the command that goes on from it, in words."""
-    found = folders.find(save) if save is not None else None
-    if found is None:
-        return "No checkpoint was saved yet: lower lr, or look at the data, and start again"
-    iteration = int(found.name.removeprefix("global_step"))
-    return (
-        f"The last good checkpoint is {found} (iteration {iteration}); the same deepy.py command goes on "
-        "from there, with --set lr=… for a lower learning rate"
+        f"{what}={value} at iteration {iteration}: must be finite, so the run stops and saves nothing; "
+        + way_back(run.cfg, run.state.progress.iteration, run.command)
     )

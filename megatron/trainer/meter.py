@@ -25,8 +25,9 @@ class Meter:
         self._started = time.perf_counter()
         self._steps = 0
         self._tokens = 0
-        # Time left is from all steps but the first, which compiles kernels and fills caches.
-        self._seconds_of_steps: list[float] = []
+        self._most_bytes = 0
+        self._is_warm = False
+        self._steady_seconds, self._steady_steps = 0.0, 0
 
     def _peak_flops(self) -> float | None:
         if self._cfg.logging.peak_tflops_per_gpu is not None:
@@ -55,9 +56,7 @@ class Meter:
         rate = self._tokens / seconds
         rate_per_gpu = rate / self._backend.world_size
         step_seconds = seconds / max(1, self._steps)
-        self._seconds_of_steps.append(step_seconds)
-        steady = self._seconds_of_steps[1:] or self._seconds_of_steps
-        left = (self._cfg.schedule.train_iters - iteration) * sum(steady) / len(steady)
+        left = (self._cfg.schedule.train_iters - iteration) * self._steady_step_seconds(seconds)
         self._started, self._steps, self._tokens = now, 0, 0
         return StepReport(
             iteration=iteration,
@@ -75,7 +74,17 @@ class Meter:
             step_seconds=step_seconds,
         )
 
+    def _steady_step_seconds(self, seconds: float) -> float:
+        """The mean over all log lines but the first, whose steps compile kernels and fill caches."""
+        if not self._is_warm:
+            self._is_warm = True
+            return seconds / max(1, self._steps)
+        self._steady_seconds += seconds
+        self._steady_steps += self._steps
+        return self._steady_seconds / max(1, self._steady_steps)
+
     def _memory_bytes(self) -> int:
         if self._backend.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._backend.device))
-        return int(psutil.Process().memory_info().rss)
+        self._most_bytes = max(self._most_bytes, int(psutil.Process().memory_info().rss))
+        return self._most_bytes

@@ -97,23 +97,25 @@ def wrap(cfg: RunConfig, built: BuiltModel) -> Trainable:
 def _source_of(cfg: RunConfig, log: Callable[[str], None]) -> tuple[Path | None, bool]:
     """The checkpoint to start from, and whether it is this run's own (then all of its state is taken)."""
     checkpoint = cfg.checkpoint
-    if checkpoint.save is not None and checkpoint.iteration is None:
-        own = folders.find(checkpoint.save)
-        if own is not None:
-            if checkpoint.load is not None and checkpoint.load != checkpoint.save:
-                log(f"resuming {own}: `save` holds a checkpoint, so `load` ({checkpoint.load}) is not read")
-            return own, True
-    if checkpoint.load is None:
-        if checkpoint.iteration is not None and checkpoint.save is not None:
-            return folders.find(checkpoint.save, checkpoint.iteration), True
+    save, load, iteration = checkpoint.save, checkpoint.load, checkpoint.iteration
+    goes_back = load is not None and load == save and iteration is not None
+    # An `iteration` of another folder is where this run began: the same command goes on all the same.
+    own = folders.find(save) if save is not None and not goes_back else None
+    if own is not None:
+        if load not in (None, save):
+            log(f"resuming {own}: `save` holds a checkpoint, so `load` ({load}) is not read")
+        return own, True
+    if load is None:
         return None, False
-    found = folders.find(checkpoint.load, checkpoint.iteration)
-    if found is None and checkpoint.load != checkpoint.save:
+    found = folders.find(load, iteration)
+    if goes_back:
+        log(f"going back to {found}; checkpoints after it are replaced as the run comes to them")
+    elif found is None and load != save:
         raise UserError(
-            f"load={checkpoint.load}: no checkpoint there; give a folder with `latest`, or remove the key "
+            f"load={load}: no checkpoint there; give a folder with `latest`, or remove the key "
             "to train from scratch"
         )
-    return found, not checkpoint.finetune
+    return found, goes_back or not checkpoint.finetune
 
 
 def check_world(cfg: RunConfig, backend: Backend, padded_vocab_size: int) -> None:

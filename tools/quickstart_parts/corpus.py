@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The quickstart's corpus: mathematical Python as installed, and LaTeX, parted by file into train and held-out.
+"""The quickstart's corpus: mathematical Python as installed, and LaTeX, some files of each held out.
 
 Python is taken under AlgebraicStack's rules for that language. LaTeX is what TeX files the machine has, under
-its rules for TeX, and always the documentation of the same packages, converted by latex.py. A file is held out
-or not by a hash of its path, so that neither the code nor the documentation of a held-out file is ever trained
-on; the same files give the same corpus on every machine.
+its rules for TeX, and always the documentation of the same packages, converted by latex.py. A file is held
+out or not by a hash of its path, so that neither the code nor the documentation of a held-out file is ever
+trained on; the same files give the same corpus on every machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -44,20 +45,25 @@ TEX_FOLDERS = (
 SOURCES, SPLITS = ("python", "latex"), ("train", "valid")
 # One file in so many is held out.
 HELD_OUT_EVERY = 12
+# Each source is cut to this much text in each split: a quickstart reads a small part of it.
+MAX_SPLIT_BYTES = {"train": 12_000_000, "valid": 1_500_000}
 
 # AlgebraicStack (Llemma, arXiv 2310.10631): every language but Julia, Jupyter and TeX has the first two.
 MAX_FILE_BYTES = 1_048_575
 MAX_DIGIT_SHARE = 0.5
 MAX_TEX_BYTES = 10_000_000
 MATHEMATICAL_IMPORTS = (
-    "numpy scipy sympy sage numba numexpr theano statsmodels networkx mpmath pymc3 astropy cupy pycuda cvxpy "
-    "pyomo jax"
-).split()
+    "numpy", "scipy", "sympy", "sage", "numba", "numexpr", "theano", "statsmodels", "networkx", "mpmath",
+    "pymc3", "astropy", "cupy", "pycuda", "cvxpy", "pyomo", "jax",
+)  # fmt: skip
 _SECTIONING = re.compile(r"\\(chapter|section|subsection|subsubsection|paragraph|subparagraph)\b")
 _DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"[^\W\d_]+")
-_ENGLISH = frozenset("the of and to in is that for we with be by this are on as it from an which".split())
-# English prose has about a third of these words; names of commands and other languages' texts stay below a tenth.
+_ENGLISH = frozenset(
+    ("the", "of", "and", "to", "in", "is", "that", "for", "we", "with",
+     "be", "by", "this", "are", "on", "as", "it", "from", "an", "which")
+)  # fmt: skip
+# English prose has about a third of these words; other languages and bare macros stay below a tenth.
 MIN_ENGLISH_SHARE = 0.1
 
 
@@ -77,6 +83,7 @@ class Count:
     documents: int = 0
     text_bytes: int = 0
     duplicates: int = 0
+    beyond_limit: int = 0
 
 
 def passes_standard_rule(text: str) -> bool:
@@ -114,9 +121,14 @@ def is_mathematical_tex(path: str, text: str) -> bool:
     )
 
 
+def place_in_order(path: str) -> int:
+    """A number that a file's path alone decides: it shuffles the files, and says which are held out."""
+    return int.from_bytes(hashlib.sha256(path.encode("utf-8")).digest()[:8], "big")
+
+
 def is_held_out(path: str) -> bool:
-    """Whether a file is kept from training; a function of its path alone."""
-    return int.from_bytes(hashlib.sha256(path.encode("utf-8")).digest()[:8], "big") % HELD_OUT_EVERY == 0
+    """Whether a file is kept from training."""
+    return place_in_order(path) % HELD_OUT_EVERY == 0
 
 
 def place_of(package: str) -> Path:
@@ -135,7 +147,7 @@ def place_of(package: str) -> Path:
 
 
 def _python_files(packages: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """(package, path below site-packages, text) of each Python file, in order; unreadable ones are left out."""
+    """(package, path below site-packages, text) of each Python file; what is not UTF-8 is left out."""
     for package in packages:
         folder = place_of(package)
         for path in sorted(folder.rglob("*.py")):
@@ -178,44 +190,55 @@ def file_of(folder: Path, source: str, split: str) -> Path:
     return folder / f"{source}_{split}.jsonl"
 
 
-def write_corpus(documents: Iterable[Document], folder: Path) -> dict[str, dict[str, Count]]:
-    """Writes FOLDER/{python,latex}_{train,valid}.jsonl and FOLDER/corpus.json; returns counts by source, split.
+def choose(
+    documents: Iterable[Document], counts: dict[str, dict[str, Count]]
+) -> Iterator[tuple[str, Document]]:
+    """(split, document) of those that are kept, shuffled by their paths; fills `counts` by source and split.
 
-    Of documents with the same text in one source only the first is kept, over both splits. The files appear
-    under their names when all are whole.
+    Of documents with the same text in one source only the first is kept, over both splits.
+    """
+    seen: set[tuple[str, bytes]] = set()
+    for document in sorted(documents, key=lambda document: (place_in_order(document.path), document.source)):
+        split = "valid" if is_held_out(document.path) else "train"
+        count = counts[document.source][split]
+        content = document.text.encode("utf-8")
+        identity = (document.source, hashlib.sha256(content).digest())
+        if identity in seen:
+            count.duplicates += 1
+            continue
+        if count.text_bytes + len(content) > MAX_SPLIT_BYTES[split]:
+            count.beyond_limit += 1
+            continue
+        seen.add(identity)
+        count.documents += 1
+        count.text_bytes += len(content)
+        yield split, document
+
+
+def write_corpus(documents: Iterable[Document], folder: Path) -> dict[str, dict[str, Count]]:
+    """Writes FOLDER/{python,latex}_{train,valid}.jsonl and FOLDER/corpus.json; returns the counts.
+
+    The files appear under their names when all are whole.
 
     Raises:
         UserError: a source has no document in one of the splits, or the folder cannot be written.
     """
     counts = {source: {split: Count() for split in SPLITS} for source in SOURCES}
-    seen: set[tuple[str, bytes]] = set()
+    names = [(source, split) for source in SOURCES for split in SPLITS]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = {
-            (source, split): open(f"{file_of(folder, source, split)}.tmp", "w", encoding="utf-8")  # noqa: SIM115
-            for source in SOURCES
-            for split in SPLITS
-        }
-        try:
-            for document in documents:
-                split = "valid" if is_held_out(document.path) else "train"
-                count = counts[document.source][split]
-                digest = hashlib.sha256(document.text.encode("utf-8")).digest()
-                if (document.source, digest) in seen:
-                    count.duplicates += 1
-                    continue
-                seen.add((document.source, digest))
-                count.documents += 1
-                count.text_bytes += len(document.text.encode("utf-8"))
+        with contextlib.ExitStack() as stack:
+            unfinished = {
+                name: stack.enter_context(open(f"{file_of(folder, *name)}.tmp", "w", encoding="utf-8"))
+                for name in names
+            }
+            for split, document in choose(documents, counts):
                 meta = {"source": document.source, "path": document.path}
                 line = json.dumps({"text": document.text, "meta": meta}, ensure_ascii=False)
                 unfinished[document.source, split].write(line + "\n")
-        finally:
-            for file in unfinished.values():
-                file.close()
         _refuse_empty(counts)
-        for file in unfinished.values():
-            os.replace(file.name, file.name.removesuffix(".tmp"))
+        for name in names:
+            os.replace(f"{file_of(folder, *name)}.tmp", file_of(folder, *name))
         _write_counts(folder / "corpus.json", counts)
     except OSError as error:
         raise UserError(f"--output={folder}: cannot be written ({error.strerror}); choose another") from None
@@ -245,6 +268,17 @@ def _write_counts(path: Path, counts: dict[str, dict[str, Count]]) -> None:
     os.replace(temporary, path)
 
 
+def describe(source: str, of_source: dict[str, Count]) -> str:
+    """One line: what a source has, and what was left out."""
+    kept = (
+        f"{split} {count.documents:,} documents, {count.text_bytes / 1e6:.1f} MB"
+        for split, count in of_source.items()
+    )
+    duplicates = sum(count.duplicates for count in of_source.values())
+    beyond = sum(count.beyond_limit for count in of_source.values())
+    return f"{source:<8}{'; '.join(kept)}; left out: {duplicates:,} duplicates, {beyond:,} beyond the limit"
+
+
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
@@ -262,14 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     counts = write_corpus(documents(), options.output)
     for source, of_source in counts.items():
-        print(
-            f"{source:<8}"
-            + "; ".join(
-                f"{split} {count.documents:,} documents, {count.text_bytes / 1e6:.1f} MB"
-                for split, count in of_source.items()
-            )
-            + f"; {sum(count.duplicates for count in of_source.values()):,} duplicates left out"
-        )
+        print(describe(source, of_source))
     print(f"{options.output}: written in {time.perf_counter() - started:.0f} s")
 
 

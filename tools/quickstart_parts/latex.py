@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Documentation strings in reStructuredText as LaTeX: prose with `$…$` and `\\[…\\]`, one document a module.
 
-Converted are headings, paragraphs, lists, definitions, doctests and literal blocks, the usual inline roles, and
-mathematics; directives that draw or index are left out. What is not understood stays as escaped text.
+Converted are headings, paragraphs, lists, definitions, doctests and literal blocks, the usual inline roles,
+and mathematics; directives that draw or index are left out. What is not understood stays as escaped text.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 
 # Directives whose body is not prose.
 DROPPED = frozenset(
-    "autosummary autofunction autoclass automodule automethod contents currentmodule deprecated figure graphviz "
-    "image index inheritance-diagram module only plot testcleanup testsetup toctree".split()
+    ("autosummary", "autofunction", "autoclass", "automodule", "automethod", "contents", "currentmodule",
+     "deprecated", "figure", "graphviz", "image", "index", "inheritance-diagram", "module", "only", "plot",
+     "testcleanup", "testsetup", "toctree")
+)  # fmt: skip
+VERBATIM = frozenset(
+    ("code", "code-block", "doctest", "ipython", "literalinclude", "parsed-literal", "sourcecode")
 )
-VERBATIM = frozenset("code code-block doctest ipython literalinclude parsed-literal sourcecode".split())
 
 _UNDERLINE = re.compile(r"^([=\-~^\"'`*+#.:_])\1{2,}\s*$")
 _DIRECTIVE = re.compile(r"^\.\. +([A-Za-z][\w\-]*) ?:: *(.*)$")
@@ -298,7 +301,9 @@ def _is_heading(lines: list[str], at: int) -> bool:
 def _is_definition(lines: list[str], at: int) -> bool:
     if _indent(lines[at]) or not lines[at].strip() or at + 1 >= len(lines):
         return False
-    return bool(lines[at + 1].strip()) and _indent(lines[at + 1]) > 0 and not lines[at].rstrip().endswith("::")
+    return (
+        bool(lines[at + 1].strip()) and _indent(lines[at + 1]) > 0 and not lines[at].rstrip().endswith("::")
+    )
 
 
 def docstring_to_latex(docstring: str, default_role_is_math: bool) -> tuple[str, int]:
