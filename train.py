@@ -13,6 +13,7 @@ from pathlib import Path
 
 from deepy import COMMAND_VARIABLE
 from megatron.neox_arguments import RunConfig, UserError, exit_on_user_error
+from megatron.trainer.interruption import StopRequest
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -29,12 +30,8 @@ def _build_tokenizer(cfg: RunConfig):  # type: ignore[no-untyped-def]
     return build_tokenizer(cfg.tokenizer.tokenizer_type, cfg.tokenizer.vocab_file, cfg.tokenizer.eod_token)
 
 
-def run_training(cfg: RunConfig, command: str) -> None:
+def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     """Builds every room from the ground up, and trains. `command` started the run, as it was typed."""
-    from megatron.trainer.interruption import StopRequest
-
-    stop = StopRequest().listen()  # before the process group: its threads inherit the handlers
-
     from megatron.backend import initialize, shut_down
     from megatron.data.blend import build_blends
     from megatron.monitoring import open_monitor
@@ -93,10 +90,11 @@ def _draw(cfg: RunConfig, log) -> None:  # type: ignore[no-untyped-def]
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
+    stop = StopRequest().listen()  # before the imports, which take seconds, and before there are threads
     from megatron.launcher import read_frozen
 
     command = os.environ.get(COMMAND_VARIABLE, "the same command")
-    run_training(read_frozen(_arguments(argv).config, os.environ), command)
+    run_training(read_frozen(_arguments(argv).config, os.environ), stop, command)
 
 
 if __name__ == "__main__":

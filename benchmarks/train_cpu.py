@@ -1,19 +1,22 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Training speed on the CPU, against transformers with torch's fused AdamW: one process, alternating steps.
+"""Training speed on the CPU, against transformers with torch's fused AdamW: one process, sides in turn.
 
-    python benchmarks/train_cpu.py [--model small|smollm2] [--steps 20] [--output FILE.json]
+    python benchmarks/train_cpu.py [--model small|smollm2] [--steps 10] [--rounds 2] [--output FILE.json]
 
 Both sides train the same architecture on the same random tokens. In bfloat16 there are two peers: weights
 and moments in bfloat16 ("bfloat16"), and float32 weights under autocast ("autocast"), which is the precision
 of this engine: bfloat16 weights with float32 copies, moments and gradients. A figure is tokens a second from
-the median step; steps of the sides alternate, so that a busy machine slows both.
+the median step of all rounds. A side is built for its turn and forgotten after it: with both in memory, each
+finds its pages cold.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import gc
 import json
 import os
 import platform
@@ -98,6 +101,7 @@ def transformers_step(keys: dict[str, Any], dtype: str) -> Step:
 def engine_step(keys: dict[str, Any], dtype: str) -> Step:
     """One step of this engine, through the functions that the training loop calls."""
     from megatron.backend import initialize
+    from megatron.core import parallel_state
     from megatron.data.loader import MicroBatch
     from megatron.model import build
     from megatron.neox_arguments.config import RunConfig
@@ -122,6 +126,7 @@ def engine_step(keys: dict[str, Any], dtype: str) -> Step:
             "schedule": {"train_iters": 1000},
         }
     )
+    parallel_state.destroy_model_parallel()  # of the last turn
     backend = initialize(cfg.parallel, seed=0)
     give_to_megatron_core()
     built = build(cfg, backend, keys["vocab_size"], keys["vocab_size"])
@@ -146,23 +151,30 @@ def random_sequences(keys: dict[str, Any]) -> Iterator[torch.Tensor]:
         yield torch.randint(0, keys["vocab_size"], (sequences, tokens + 1), generator=generator)
 
 
-def measure(keys: dict[str, Any], steps: int, dropped: int) -> list[dict[str, Any]]:
-    """One row for each dtype and peer."""
-    from megatron.core import parallel_state
+def time_steps(side: Callable[[], Step], keys: dict[str, Any], steps: int, dropped: int) -> list[float]:
+    """Builds one side, trains it, forgets it; the seconds of its steps after the first `dropped`."""
+    step, sequences, seconds = side(), random_sequences(keys), []
+    for number in range(steps + dropped):
+        batch = next(sequences)
+        started = time.perf_counter()
+        step(batch)
+        if number >= dropped:
+            seconds.append(time.perf_counter() - started)
+    return seconds
 
+
+def measure(keys: dict[str, Any], steps: int, dropped: int, rounds: int) -> list[dict[str, Any]]:
+    """One row for each dtype and peer."""
     rows = []
     for ours, peers in (("float32", ["float32"]), ("bfloat16", ["bfloat16", "autocast"])):
-        sides: dict[str, Step] = {"engine": engine_step(keys, ours)}
-        sides.update({peer: transformers_step(keys, peer) for peer in peers})
+        sides: dict[str, Callable[[], Step]] = {"engine": functools.partial(engine_step, keys, ours)}
+        sides.update({peer: functools.partial(transformers_step, keys, peer) for peer in peers})
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        sequences = random_sequences(keys)
-        for number in range(steps + dropped):
-            batch = next(sequences)
-            for name, step in sides.items():
-                started = time.perf_counter()
-                step(batch)
-                if number >= dropped:
-                    seconds[name].append(time.perf_counter() - started)
+        for turn in range(rounds):
+            # Back and forth, so that a machine that grows slower favours nobody.
+            for name in list(sides) if turn % 2 == 0 else reversed(sides):
+                seconds[name] += time_steps(sides[name], keys, steps, dropped)
+                gc.collect()
         tokens = keys["batch"][0] * keys["batch"][1]
         rate = {name: tokens / statistics.median(times) for name, times in seconds.items()}
         for peer in peers:
@@ -176,15 +188,16 @@ def measure(keys: dict[str, Any], steps: int, dropped: int) -> list[dict[str, An
                 }
             )
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-        parallel_state.destroy_model_parallel()
-        del sides
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="small")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10, help="counted steps of a side in each round")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dropped", type=int, default=3, help="first steps that are not counted")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -192,12 +205,13 @@ def main() -> None:
 
     import megatron.backend  # noqa: F401  (before megatron.core)
 
-    rows = measure(MODELS[options.model], options.steps, options.dropped)
+    rows = measure(MODELS[options.model], options.steps, options.dropped, options.rounds)
     content = {
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "steps": options.steps,
+        "rounds": options.rounds,
         "dropped": options.dropped,
         "rows": rows,
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small runs through the commands a user types: a corpus, a Llama, and deepy.py, generate.py and the tools."""
+"""Small runs through the commands a user types: a corpus, a Llama, deepy.py, generate.py, the tools."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tests.warm import warm_python
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 120
+# Variables that would make a command a part of some other run.
+OF_A_LAUNCHER = ("SLURM_", "DEEPY_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_")
 WORDS = 254  # of the tokenizer of tests/llamas.py, w2 to w255
 
 TRAINING: dict[str, Any] = {
@@ -67,16 +69,16 @@ def command(*arguments: object, is_cold: bool = False) -> list[str]:
 
 
 def start(
-    folder: Path, *arguments: object, is_cold: bool = False, **environment: str
+    folder: Path, *arguments: object, is_cold: bool = False, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """Starts a command in `folder`; its output goes to `out.txt` and `err.txt` there."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "DEEPY_"))}
+    base = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_LAUNCHER)}
     with open(folder / "out.txt", "w") as out, open(folder / "err.txt", "w") as err:
         return subprocess.Popen(
             command(*arguments, is_cold=is_cold),
             cwd=folder,
-            env={**base, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
+            env={**base, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -95,8 +97,8 @@ def finish(process: subprocess.Popen[str], folder: Path, limit_seconds: float = 
     return Done(process.returncode, (folder / "out.txt").read_text(), (folder / "err.txt").read_text())
 
 
-def run(folder: Path, *arguments: object, is_cold: bool = False, **environment: str) -> Done:
-    return finish(start(folder, *arguments, is_cold=is_cold, **environment), folder)
+def run(folder: Path, *arguments: object, is_cold: bool = False) -> Done:
+    return finish(start(folder, *arguments, is_cold=is_cold), folder)
 
 
 @dataclass(frozen=True)
@@ -231,11 +233,8 @@ def run_on_ranks(folder: Path, ranks: int, arguments: Callable[[int], Sequence[o
     port = free_port()
     started = []
     for rank in range(ranks):
-        place = {
-            key: value for key, value in rank_environment(rank, ranks, port).items() if key not in os.environ
-        }
-        place["PYTHONPATH"] = str(ROOT)
-        started.append(start(folder / f"rank{rank}", *arguments(rank), **place))
+        environment = rank_environment(rank, ranks, port)
+        started.append(start(folder / f"rank{rank}", *arguments(rank), environment=environment))
     try:
         return [finish(process, folder / f"rank{rank}") for rank, process in enumerate(started)]
     finally:

@@ -7,6 +7,7 @@ on the disk after.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import re
@@ -21,8 +22,8 @@ from typing import Any
 import pytest
 
 from tests.llamas import save_hf_llama
-from tests.ranks import ROOT
 from tests.runs import (
+    ROOT,
     Done,
     Place,
     call_on_ranks,
@@ -37,6 +38,7 @@ from tests.runs import (
     wait_until,
     write_texts,
 )
+from tests.test_architecture import sources
 
 STEPS = 8
 
@@ -98,7 +100,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no vocabulary": ({"vocab_file": "null"}, ("vocab_file: is not set", "tokenizer.json")),
     "no checkpoint in load": ({"load": "{hf}"}, ("load=", "it is a Hugging Face model: import it")),
     "a file where save should be": ({"save": "{file}/save"}, ("save=", "is a file, not a folder")),
-    "a folder nobody can make": ({"save": "/proc/nowhere/save"}, ("/proc/nowhere/save", "choose another folder")),
+    "a folder nobody can make": (
+        {"save": "/proc/nowhere/save"},
+        ("/proc/nowhere/save", "choose another folder"),
+    ),
     "heads that TP does not divide": (
         {"ranks": 3, "model_parallel_size": 3, "sequence_parallel": False, "intermediate_size": 192},
         ("num_attention_heads=4: is not divisible by model_parallel_size=3", "num_kv_heads=2"),
@@ -114,7 +119,8 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "another tokenizer than the checkpoint's": (
         {
             "vocab_file": "{other}", "train_data_paths": ["{foreign}"], "train_data_weights": [1],
-            "data_names": ["arxiv"], "valid_data_paths": None, "valid_data_names": None, "test_data_paths": None,
+            "data_names": ["arxiv"], "valid_data_paths": None, "valid_data_names": None,
+            "test_data_paths": None,
         },
         ("vocab_file: the checkpoint", "was made with another tokenizer", "global_step0/base"),
     ),
@@ -365,3 +371,28 @@ def test_a_full_disk_at_the_end_is_an_error_and_the_checkpoint_before_stays(
         done = place.train(tmp_path, save=str(disk / "save"), train_iters=6)
         assert_refused(done, "global_step6 was not written: ", "MB are free, about 2 MB are needed")
         assert checkpoints(disk / "save") == before
+
+
+def templates() -> list[str]:
+    """Every string of the program, with `…` where values are filled in."""
+    found = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_page_on_trouble_quotes_what_is_said() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (.+?) \|", page, re.MULTILINE)
+    quotes = [a or b for cell in cells for a, b in re.findall(r"``(.+?)``|`([^`]+)`", cell)]
+    pieces = [piece for quote in quotes for piece in re.split(r"[…;(]|: |(?<=\w)=(?:nan)?|SIG\w+", quote)]
+    pieces = [piece.strip(" :().") for piece in pieces]
+    said = templates()
+    unknown = [piece for piece in pieces if len(piece) > 12 and not any(piece in text for text in said)]
+    assert len(pieces) > 60
+    assert unknown == [], unknown

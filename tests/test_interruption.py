@@ -108,9 +108,9 @@ def test_ctrl_c_saves_stops_and_the_same_command_goes_on(place: Place, whole: Pa
 
 
 def test_a_request_of_the_scheduler_in_another_layout(place: Place) -> None:
-    """SIGTERM on TP 2, which keeps one checkpoint: what travels with the first must not be lost."""
-    changes = {"model_parallel_size": 2, "keep_last_n_checkpoints": 1}
-    whole = uninterrupted(place, "whole_tp", **changes)
+    """SIGTERM on PP 2, which keeps one checkpoint: what travels with the first must not be lost."""
+    changes = {"pipe_parallel_size": 2, "keep_last_n_checkpoints": 1}
+    whole = uninterrupted(place, "whole_pp", **changes)
     folder = place.folder / "sigterm"
     arguments = place.arguments(folder, **{**CHANGES, **changes})
     stopped = interrupt(folder, arguments, signal.SIGTERM)

@@ -35,7 +35,25 @@ ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 120
 
 # What the commands import at some point. megatron.backend is first, as megatron.core asks for it.
-IMPORTS = ["megatron.backend", "deepy", "megatron.launcher", "megatron.launcher.plan", "megatron.neox_arguments.loader", "megatron.trainer.loop", "megatron.data.blend", "megatron.data.tokenize_corpus", "megatron.monitoring.plots", "megatron.monitoring.console", "megatron.monitoring.jsonl", "megatron.monitoring.tensorboard", "torch.utils.tensorboard", "megatron.model.generation", "megatron.checkpointing.convert", "megatron.checkpointing.inference", "megatron.checkpointing.verify", "megatron.tokenizer.hf_tokenizer", "transformers.models.llama.modeling_llama"]
+IMPORTS = (
+    "megatron.backend",
+    "deepy",
+    "megatron.checkpointing.convert",
+    "megatron.checkpointing.inference",
+    "megatron.checkpointing.verify",
+    "megatron.data.blend",
+    "megatron.data.tokenize_corpus",
+    "megatron.launcher.plan",
+    "megatron.model.generation",
+    "megatron.monitoring.console",
+    "megatron.monitoring.jsonl",
+    "megatron.monitoring.plots",
+    "megatron.neox_arguments.loader",
+    "megatron.tokenizer.hf_tokenizer",
+    "megatron.trainer.loop",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+)
 
 # The executable: small, because it is started for every rank, and with modules of the bare interpreter only.
 CLIENT = """#!{python} -ISE

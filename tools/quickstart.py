@@ -33,7 +33,10 @@ from tools.quickstart_parts.steps import Command, Runner, Step, Stopped, peak_by
 ROOT = Path(__file__).resolve().parents[1]
 # SmolLM2 was trained with rotary base 100,000; configs/quickstart.yml contracts it to this.
 CONTRACTED_BASE = 10_000
-PROMPTS = ("The derivative of x^2 is", "The Riemann zeta function is defined for $\\Re(s) > 1$ by\n\n\\[\n")
+PROMPTS = (
+    "The derivative of x^2 is",
+    "The Riemann zeta function is defined for $\\Re(s) > 1$ by\n\n\\[\n\\zeta(s) =",
+)
 END_OF_TURN = "<|im_end|>"  # SmolLM2 was tuned to chat, and may end its words so
 SOURCES, SPLITS = ("python", "latex"), ("train", "valid")
 PYTHON = os.path.relpath(sys.executable, ROOT) if ROOT in Path(sys.executable).parents else sys.executable

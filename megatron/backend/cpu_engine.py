@@ -8,6 +8,8 @@ megatron-core names CUDA in three ways, and each is reached by the narrowest mea
    module is imported, in a fixed list of modules, each with the number of places expected there;
 3. two helpers of `tensor_parallel.random` that read the generator of a CUDA device.
 
+One thing more is for speed: a data parallel group of one rank does not copy its buffers onto themselves.
+
 torch's own factories stay as they are: patching those would change them for everybody. The version
 and every count are checked, so that another megatron-core is refused instead of half patched.
 """
@@ -20,7 +22,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -184,6 +186,27 @@ def _replace_random_state_helpers() -> None:
     random._set_cuda_rng_state = set_state
 
 
+def _skip_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """`collective` (output, input), which a group of one rank does not call when both are one memory.
+
+    NCCL sees that there is nothing to do; gloo copies the whole buffer onto itself, three times a step.
+    """
+
+    def call(output: torch.Tensor, source: torch.Tensor, *, group: Any, async_op: bool, **others: Any) -> Any:
+        if group.size() == 1 and not async_op and output.data_ptr() == source.data_ptr():
+            return None
+        return collective(output, source, group=group, async_op=async_op, **others)
+
+    return call
+
+
+def _spare_collectives_of_one_rank() -> None:
+    from megatron.core.distributed import param_and_grad_buffer as buffers
+
+    buffers.dist_all_gather_func = _skip_alone(buffers.dist_all_gather_func)
+    buffers.dist_reduce_scatter_func = _skip_alone(buffers.dist_reduce_scatter_func)
+
+
 def install() -> None:
     """Makes megatron-core run on the CPU in this process.
 
@@ -201,3 +224,4 @@ def install() -> None:
     _replace_torch_cuda()
     sys.meta_path.insert(0, _Finder())
     _replace_random_state_helpers()
+    _spare_collectives_of_one_rank()

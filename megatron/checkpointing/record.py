@@ -77,9 +77,8 @@ class CheckpointRecord:
                 "convert a Hugging Face model with tools/convert_checkpoint.py hf-to-neox"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"load={folder}: {RECORD} is damaged ({' '.join(repr(error).split())}); load an older checkpoint"
-            ) from None
+            why = " ".join(repr(error).split())  # on one line
+            raise UserError(f"load={folder}: {RECORD} is damaged ({why}); load an older checkpoint") from None
         if record.format_version > FORMAT_VERSION:
             raise UserError(
                 f"load={folder}: format {record.format_version} is newer than {FORMAT_VERSION}, which this "

@@ -76,10 +76,22 @@ class FusedAdam(torch.optim.Optimizer):
             )
 
 
+def _scale_in_place(
+    chunk_size: int, overflow: torch.Tensor, tensors: list[list[torch.Tensor]], scale: float
+) -> None:
+    """Apex's `multi_tensor_scale` as clipping calls it, from gradients into the same gradients.
+
+    megatron-core's own substitute makes a scaled copy of each and copies it back.
+    """
+    sources, targets = tensors
+    assert all(source is target for source, target in zip(sources, targets, strict=True))
+    torch._foreach_mul_(targets, scale)
+
+
 def give_to_megatron_core() -> str:
     """Makes megatron-core build its optimizers on Apex's Adam, or on this one. Returns which, and why."""
     import megatron.core.optimizer as core_optimizer
-    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.optimizer import clip_grads, distrib_optimizer
 
     if not core_optimizer.USING_PYTORCH_OPTIMIZER:
         return f"optimizer: {core_optimizer.Adam.__module__.split('.')[0]}'s FusedAdam (installed)"
@@ -87,4 +99,5 @@ def give_to_megatron_core() -> str:
     core_optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = True
     distrib_optimizer.USING_APEX_OPTIMIZER = True
+    clip_grads.multi_tensor_scale_impl = _scale_in_place
     return "optimizer: torch's fused AdamW (neither Apex nor TransformerEngine is installed)"

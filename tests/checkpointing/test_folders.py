@@ -47,6 +47,48 @@ def test_the_newest_are_kept_and_latest_is_never_removed(tmp_path: Path) -> None
     assert sorted(entry.name for entry in tmp_path.iterdir())[0] == "global_step1", "nothing half removed"
 
 
+def test_a_whole_checkpoint_takes_its_place_and_latest_moves(tmp_path: Path) -> None:
+    make(tmp_path, 5, 10)
+    folders.mark_latest(tmp_path, 10)
+    unfinished = tmp_path / folders.unfinished_name(5)
+    unfinished.mkdir()
+    (unfinished / "new").touch()
+    folders.put_in_place(unfinished, tmp_path / "global_step5")
+    assert folders.find(tmp_path) == tmp_path / "global_step5"
+    assert [file.name for file in (tmp_path / "global_step5").iterdir()] == ["new"], "replaced, not merged"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["global_step10", "global_step5", "latest"]
+
+
+def test_where_latest_cannot_be_written_everything_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, 5)
+    folders.mark_latest(tmp_path, 5)
+    for iteration in (5, 10):
+        unfinished = tmp_path / folders.unfinished_name(iteration)
+        unfinished.mkdir()
+
+        def fail(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            folders.put_in_place(unfinished, tmp_path / folders.step_name(iteration))
+        unfinished.rmdir()
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["global_step5", "latest"]
+        assert (tmp_path / "global_step5" / "checkpoint.json").is_file()
+        assert folders.find(tmp_path) == tmp_path / "global_step5"
+
+
+def test_only_remnants_are_removed(tmp_path: Path) -> None:
+    make(tmp_path, 5)
+    kept = [".global_step5.unfinished.mine", "global_step7.unfinished", "logs", "global_step5"]
+    for name in (*kept[:3], folders.unfinished_name(9), ".global_step3.removed"):
+        (tmp_path / name).mkdir()
+    folders.remove_unfinished(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
+
+
 @pytest.mark.parametrize(
     ("latest", "iteration", "message"),
     [

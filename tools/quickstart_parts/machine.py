@@ -59,7 +59,7 @@ def detect(environment: Mapping[str, str], cpuinfo: Path = Path("/proc/cpuinfo")
 def size_for(machine: Machine, short: bool) -> Size:
     """A run for this machine; configs/quickstart.yml itself is that of a CPU with bfloat16."""
     if short:
-        return Size({"train_iters": 16, "eval_interval": 16, "eval_iters": 1}, 8, 384, 24)
+        return Size({"train_iters": 12, "eval_interval": 12, "eval_iters": 1}, 8, 384, 24)
     if machine.on_gpu:
         run = {
             "num_gpus": 1,
