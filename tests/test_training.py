@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,7 +148,11 @@ def test_going_on_keeps_the_history_and_adds_nothing_to_it(trained: Trained, pla
 def test_tensor_and_pipeline_parallel_ranks_compute_the_same(trained: Trained, place: Place) -> None:
     """TP 2 x PP 2 against DP 2; measured: the losses of 8 steps differ by at most 4.8e-7."""
     folder = place.folder / "four"
-    cut = {"model_parallel_size": 2, "pipe_parallel_size": 2, "train_micro_batch_size_per_gpu": 4}
+    cut: dict[str, Any] = {
+        "model_parallel_size": 2,
+        "pipe_parallel_size": 2,
+        "train_micro_batch_size_per_gpu": 4,
+    }
     done = place.train(folder, ranks=4, **cut)
     assert done.status == 0, done.err
     assert "TP 2 x PP 2 x DP 1" in done.err

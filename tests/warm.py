@@ -65,8 +65,13 @@ streams = array.array("i", [0, 1, 2])
 server.sendmsg([struct.pack("!I", len(request))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
 server.sendall(request)
 pid, = struct.unpack("!i", server.recv(4, socket.MSG_WAITALL))
+def pass_on(number, frame):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-    signal.signal(number, lambda number, frame: os.kill(pid, number))
+    signal.signal(number, pass_on)
 status, = struct.unpack("!i", server.recv(4, socket.MSG_WAITALL) or struct.pack("!i", 9))
 code = os.waitstatus_to_exitcode(status)
 if code < 0:

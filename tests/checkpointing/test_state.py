@@ -89,7 +89,7 @@ def forget_moments_and_resume(save: str) -> dict[str, Any]:
     """Resumes with weights only."""
     import megatron.checkpointing.state as state
 
-    def weights_only(folder: Path, trainable: Any, record: Any, backend: Any) -> None:
+    def weights_only(folder: Path, trainable: Any, *_: Any, **__: Any) -> None:
         state.load_weights(folder, trainable.model.module)
         trainable.optimizer.reload_model_params()
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real pretrained Llama, SmolLM2-135M (9 heads, 3 KV heads, tied): its logits here and in transformers.
 
-At TP 1 they are equal to the bit. At TP 3 partial sums are added in another order. Its logits reach 44, and
+At TP 1 they are equal to the bit. At TP 3 partial sums are added in another order. Its logits reach 44:
 transformers' own float32 logits lie 7.1e-5 from its float64 ones, ours at TP 3 7.8e-5, and the two 6.3e-5
-from each other. Row-parallel products in float64 change nothing of that (6.0e-5); only gathering the weights,
-that is no tensor parallelism, gives transformers' bits. So the bar at TP 3 is transformers' own error; the
-absolute bar of 5e-5 is held where logits are of order one, by the random Llama with 9 heads in test_logits.py.
+from each other. Row-parallel products in float64 change nothing of that (6.0e-5); only gathering the
+weights, that is no tensor parallelism, gives transformers' bits. So the bar at TP 3 is transformers' own
+error; the absolute bar of 5e-5 is held where logits are of order one, by the random Llama with 9 heads in
+test_logits.py.
 """
 
 from __future__ import annotations
