@@ -38,7 +38,7 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 180
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 400
 ) -> list[Any]:
     """Calls `function(*arguments)` in `world_size` processes that see each other; returns each one's result.
 

@@ -365,7 +365,7 @@ def test_ranks_share_what_the_first_builds(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     one, two, none = (str(tmp_path / name) for name in ("one", "two", "file/none"))
     cases = [[one, one], [one, two], [one, two], [none, none]]
-    first, second = run_ranks(read_as_a_rank, 2, str(prefix), cases, timeout_seconds=120)
+    first, second = run_ranks(read_as_a_rank, 2, str(prefix), cases, timeout_seconds=400)
     expected = packed_by_hand(documents, 50, SEQ_LENGTH, 1234)
     assert [result for result, _ in [*first, *second]] == [expected] * 8
     assert [built for _, built in first] == [1, 0, 0, 1]

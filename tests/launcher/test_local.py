@@ -22,7 +22,7 @@ from megatron.launcher.local import launch, rank_environment, to_blame
 from megatron.neox_arguments.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-LIMIT_SECONDS = 30.0
+LIMIT_SECONDS = 120.0
 
 # argv: ranks, folder, program of the ranks
 LAUNCHER = """

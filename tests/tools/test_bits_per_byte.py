@@ -93,7 +93,7 @@ def test_figures_are_those_of_transformers(
         "--max-tokens", str(MAX_TOKENS), "--max-documents", "2", "--json", str(tmp_path / "out.json"),
         *(["--rotary-base", str(rotary_base)] if rotary_base else []),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["rotary_base"] == (rotary_base or 100000.0)
@@ -174,7 +174,7 @@ def test_errors_are_said_without_a_traceback(tmp_path: Path) -> None:
         command = [sys.executable, "tools/bits_per_byte.py", str(tmp_path), "--documents"]
         done = subprocess.run(
             [*command, f"a={tmp_path / file}.jsonl"],
-            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 2
         assert message in done.stderr

@@ -52,7 +52,7 @@ def arguments(model: Path, prefix: Path, *inputs: Path, workers: int = 1, eod: b
 
 
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)
 
 
 def succeed(command: list[str]) -> str:
@@ -218,7 +218,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, model: Path) -> None:
 
 def end_of(process: subprocess.Popen[bytes]) -> None:
     """Wait until the process and all it started are gone."""
-    process.wait(timeout=30)
+    process.wait(timeout=240)
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -278,7 +278,7 @@ def test_being_stopped_leaves_no_partial_files(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, shown = process.communicate(timeout=30)
+    _, shown = process.communicate(timeout=240)
     end_of(process)
     assert process.returncode == status, shown
     assert b"Traceback" not in shown
@@ -296,7 +296,7 @@ def test_a_worker_that_is_killed_ends_the_command(tmp_path: Path, model: Path) -
         workers = [pid for pid in started if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         time.sleep(0.01)
     os.kill(workers[-1], signal.SIGKILL)
-    _, shown = process.communicate(timeout=60)
+    _, shown = process.communicate(timeout=240)
     end_of(process)
     assert process.returncode == 2, shown
     assert b"--workers 2: a process was killed" in shown

@@ -12,7 +12,7 @@ from tests.llamas import run_config
 if TYPE_CHECKING:
     from megatron.data.loader import MicroBatch
 
-GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 8, 2, 32, 512
+GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 4, 2, 32, 512
 
 
 def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) -> Iterator[MicroBatch]:
@@ -52,7 +52,8 @@ def train_curve(
     from megatron.trainer.setup import TrainingState, wrap
     from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
 
-    cfg = run_config(seq_length=SEQ_LENGTH, **changes)
+    batch = {"train_micro_batch_size_per_gpu": MICRO_BATCH, "train_batch_size": GLOBAL_BATCH}
+    cfg = run_config(seq_length=SEQ_LENGTH, batch=batch, **changes)
     backend = initialize(cfg.parallel, seed=1)
     give_to_megatron_core()
     built = build(cfg, backend, VOCAB, VOCAB)
