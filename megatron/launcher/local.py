@@ -338,5 +338,11 @@ def _say(message: str) -> None:
 
 def _write_error(line: str) -> None:
     """To standard error; a terminal that has gone away must not keep the ranks from saving."""
-    with suppress(OSError, ValueError):
+    try:
         print(line, file=sys.stderr, flush=True)
+    except ValueError:  # closed
+        pass
+    except OSError:
+        # What could not be written is still in the buffer, and Python would end with status 120 for it.
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())

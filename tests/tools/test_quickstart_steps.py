@@ -140,6 +140,13 @@ def test_standard_output_that_is_a_result_goes_to_its_file(tmp_path: Path) -> No
 
 
 def test_memory_and_time_are_recorded(tmp_path: Path) -> None:
+    """In a process of its own: a child's peak counts the memory of the parent it was forked from."""
+    call = f"from tests.tools.test_quickstart_steps import record_a_hungry_command as r; r({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", call], cwd=Path(__file__).parents[2], check=True, timeout=240)
+
+
+def record_a_hungry_command(folder: str) -> None:
+    tmp_path = Path(folder)
     hungry = "x = bytearray(300 * 2**20); import time; time.sleep(0.3)"
     command = Command("big", (sys.executable, "-c", hungry), ())
     small = writes(tmp_path, "small")
