@@ -12,7 +12,7 @@ from tests.llamas import run_config
 if TYPE_CHECKING:
     from megatron.data.loader import MicroBatch
 
-GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 4, 2, 32, 512
+GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 8, 2, 64, 512
 
 
 def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) -> Iterator[MicroBatch]:
