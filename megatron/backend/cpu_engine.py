@@ -8,7 +8,8 @@ megatron-core names CUDA in three ways, and each is reached by the narrowest mea
    module is imported, in a fixed list of modules, each with the number of places expected there;
 3. two helpers of `tensor_parallel.random` that read the generator of a CUDA device.
 
-One thing more is for speed: a data parallel group of one rank does not copy its buffers onto themselves.
+Three things more are for speed: a data parallel group of one rank does not copy its buffers onto themselves,
+bfloat16 gradients are added to float32 buffers without a float32 copy of each, and torch takes large pages.
 
 torch's own factories stay as they are: patching those would change them for everybody. The version
 and every count are checked, so that another megatron-core is refused instead of half patched.
@@ -21,10 +22,11 @@ import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -207,6 +209,53 @@ def _spare_collectives_of_one_rank() -> None:
     buffers.dist_reduce_scatter_func = _skip_alone(buffers.dist_reduce_scatter_func)
 
 
+def _take_large_pages() -> None:
+    """torch asks Linux for 2 MiB pages, where a step otherwise spends its time on faults of 4 KiB ones.
+
+    A fresh tensor of 200 MB is filled in 0.03 s instead of 0.33. torch reads the variable at its first
+    allocation; whoever set it already is obeyed.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+# Elements converted at once: their float32 copy stays in the processor's cache.
+_PIECE_ELEMENTS = 2**17
+
+
+def _add_in_pieces(total: torch.Tensor, addend: torch.Tensor) -> None:
+    """`total += addend`. torch first converts all of `addend` to the dtype of `total`, in fresh memory."""
+    if total.dtype == addend.dtype:
+        total.add_(addend)
+        return
+    pieces = (x.view(-1).split(_PIECE_ELEMENTS) for x in (total, addend.contiguous()))
+    for total_piece, addend_piece in zip(*pieces, strict=True):
+        total_piece.add_(addend_piece)
+
+
+def _add_gradients_in_pieces() -> None:
+    """megatron-core's hook adds a parameter's gradient unless told that this was done already."""
+    from megatron.core.distributed import DistributedDataParallel
+
+    make_hook = DistributedDataParallel._make_backward_post_hook
+
+    def make_sparing_hook(self: Any, parameter: torch.nn.Parameter) -> Callable[..., None]:
+        hook = make_hook(self, parameter)
+
+        def call(*arguments: Any) -> None:
+            gradient, weight = parameter.grad, cast(Any, parameter)
+            # A tied weight in a pipeline (`zero_out_wgrad`) is added by the hook whatever the flag says.
+            is_always_added = getattr(weight, "zero_out_wgrad", False)
+            if gradient is not None and not weight.grad_added_to_main_grad and not is_always_added:
+                _add_in_pieces(weight.main_grad, gradient)
+                weight.grad_added_to_main_grad = True
+            hook(*arguments)
+            weight.grad_added_to_main_grad = False
+
+        return call
+
+    DistributedDataParallel._make_backward_post_hook = make_sparing_hook
+
+
 def install() -> None:
     """Makes megatron-core run on the CPU in this process.
 
@@ -221,7 +270,9 @@ def install() -> None:
         )
     if "megatron.core" in sys.modules:
         raise ImportError("megatron.core was imported before megatron.backend: import megatron.backend first")
+    _take_large_pages()
     _replace_torch_cuda()
     sys.meta_path.insert(0, _Finder())
     _replace_random_state_helpers()
     _spare_collectives_of_one_rank()
+    _add_gradients_in_pieces()

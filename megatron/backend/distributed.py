@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 from dataclasses import dataclass
 
 import torch
@@ -54,19 +53,21 @@ class Backend:
         )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _rank_from_environment() -> tuple[int, int, int]:
     """Returns (rank, local rank, world size) as the launcher set them; a lone process is rank 0 of 1."""
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(_free_port())
+        return 0, 0, 1
     rank = int(os.environ["RANK"])
     return rank, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ["WORLD_SIZE"])
+
+
+def _join(collectives: str, world_size: int, timeout: datetime.timedelta) -> None:
+    """Ranks meet at MASTER_ADDR:MASTER_PORT; a lone process needs no meeting place, so it takes no port and
+    leaves the environment, which its own children inherit, as it is."""
+    if world_size == 1:
+        dist.init_process_group(collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(collectives, timeout=timeout)
 
 
 def _choose_collectives(wanted: str | None) -> str:
@@ -95,9 +96,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> Backend:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group(
-            collectives, timeout=datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
-        )
+        _join(collectives, world_size, datetime.timedelta(minutes=parallel.distributed_timeout_minutes))
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_size,

@@ -32,6 +32,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.model.attention import AttentionChoice, CoreAttention, choose_attention
+from megatron.model.cross_entropy import vocab_parallel_cross_entropy
 from megatron.model.initialization import initialize_by_name, mark_cut_weights
 from megatron.model.norms import NORMS
 from megatron.model.rotary import table_of
@@ -100,7 +101,6 @@ def transformer_config(cfg: RunConfig, device: torch.device) -> TransformerConfi
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        cross_entropy_loss_fusion=on_gpu,
         gradient_accumulation_fusion=False,
         **recompute,
     )
@@ -115,13 +115,17 @@ class Llama(GPTModel):
 
     def compute_language_model_loss(self, labels_BS: torch.Tensor, logits_SBV: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of each token, [B, S]; V is this rank's part of the padded vocabulary."""
-        first_id = parallel_state.get_tensor_model_parallel_rank() * logits_SBV.size(-1)
-        ids_here = max(0, self._ids_that_exist - first_id)
-        if ids_here < logits_SBV.size(-1):
-            is_padding_V = torch.arange(logits_SBV.size(-1), device=logits_SBV.device) >= ids_here
-            logits_SBV = logits_SBV.masked_fill(is_padding_V, float("-inf"))
-        loss_BS: torch.Tensor = super().compute_language_model_loss(labels_BS, logits_SBV)
-        return loss_BS
+        group = parallel_state.get_tensor_model_parallel_group()
+        columns = logits_SBV.size(-1)
+        first_id = group.rank() * columns
+        loss_SB = vocab_parallel_cross_entropy(
+            logits_SBV,
+            labels_BS.transpose(0, 1),
+            first_id=first_id,
+            ids_here=min(max(0, self._ids_that_exist - first_id), columns),
+            group=group,
+        )
+        return loss_SB.transpose(0, 1).contiguous()
 
 
 def _layer(cfg: RunConfig, attention: AttentionChoice) -> ModuleSpec:
