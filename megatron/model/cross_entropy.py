@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Bytes of float32 that one piece of rows may take: on a CPU part of its second-level cache, on a GPU enough
+# Bytes of float32 that one piece of rows may take: on a CPU little enough for its caches, on a GPU enough
 # rows to fill the device.
-_PIECE_BYTES = {"cpu": 2**20, "cuda": 2**28}
+_PIECE_BYTES = {"cpu": 2**22, "cuda": 2**28}
 
 
 def _pieces(logits_NV: torch.Tensor, columns: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:

@@ -73,8 +73,8 @@ def size_for(machine: Machine, short: bool) -> Size:
         }
         return Size(run, 40, 1024, 60)
     if machine.precision == "fp32":  # about a third of the speed
-        return Size({"train_iters": 30, "eval_interval": 15, "checkpoint_factor": 10}, 12, 512, 60)
-    return Size({}, 24, 512, 60)
+        return Size({"train_iters": 20, "eval_interval": 10, "checkpoint_factor": 10}, 10, 512, 48)
+    return Size({}, 16, 512, 48)
 
 
 def run_file(output: Path, machine: Machine, size: Size) -> str:
