@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -138,14 +139,14 @@ def test_parameter_counts_of_families_equal_transformers(family: str) -> None:
     )
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(config).num_parameters()
+    keys: dict[str, Any] = {**sizes, **FAMILIES[family]}
     model = ModelConfig(
         num_layers=3,
         num_kv_heads=2,
         head_dim=16,
         seq_length=64,
         no_weight_tying=True,
-        **sizes,
-        **FAMILIES[family],
+        **keys,
     )
     assert sum(parameter_counts(model, 500)) == theirs
 
