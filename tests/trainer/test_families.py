@@ -18,14 +18,13 @@ from tests.trainer.curves import train_curves
 
 STEPS, SAVED_AT = 6, 3
 FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen 2.5": {"use_qkv_bias": True, "no_weight_tying": False},
-    "qwen 3": {"qk_norm": "head", "head_dim": 32, "rms_norm_epsilon": 1e-6},
-    "olmo 2": {"qk_norm": "projection", "norm_position": "after", "num_kv_heads": 4},
+    "qwen 2.5": {"num_layers": 2, "use_qkv_bias": True, "no_weight_tying": False},
+    "qwen 3": {"num_layers": 2, "qk_norm": "head", "head_dim": 32, "rms_norm_epsilon": 1e-6},
+    "olmo 2": {"num_layers": 2, "qk_norm": "projection", "norm_position": "after", "num_kv_heads": 4},
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
     "TP 2": {"model_parallel_size": 2, "sequence_parallel": False},
     "TP 2 + SP": {"model_parallel_size": 2},
-    "TP 2 + SP, full recompute": {"model_parallel_size": 2, "recompute": "full"},
     "PP 2": {"pipe_parallel_size": 2},
 }
 TOLERANCE, FIRST_NORM_TOLERANCE, NORM_TOLERANCE = 5e-5, 1e-5, 1e-3
@@ -134,6 +133,8 @@ def test_the_curve_is_that_of_one_rank(found: Found, name: str, layout: str) -> 
     assert largest <= NORM_TOLERANCE
     assert start or first <= FIRST_NORM_TOLERANCE
     assert all(of_rank["norms"] == ranks[0]["norms"] for of_rank in ranks)
+    if "TP" in layout:  # a gradient that was not summed over the ranks would part them
+        assert all(of_rank["uncut"] == ranks[0]["uncut"] for of_rank in ranks)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -147,7 +148,7 @@ def test_it_learns(found: Found, name: str) -> None:
 def test_norms_start_as_ones_and_biases_as_zeros_without_decay(found: Found, name: str) -> None:
     expected = {"qwen 2.5": "linear_qkv.bias", "qwen 3": "k_layernorm.weight", "olmo 2": "post_norm.weight"}
     weights = found.weights[name, "1 rank"]
-    assert sum(weight.endswith(expected[name]) for weight in weights) >= 4
+    assert sum(weight.endswith(expected[name]) for weight in weights) >= 2
     for weight, start in weights.items():
         if weight.endswith(".bias"):
             assert (start.least, start.greatest, start.decay) == (0.0, 0.0, 0.0)
