@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small Llamas for tests: as a run configuration, and as a Hugging Face folder with a tokenizer."""
+"""Small models for tests: as a run configuration, and as a Hugging Face folder with a tokenizer."""
 
 from __future__ import annotations
 
@@ -37,11 +37,20 @@ def run_config(**changes: Any) -> RunConfig:
     return RunConfig.model_validate({"model": {**SMALL, **changes}, **concerns})
 
 
-def save_hf_llama(folder: Path, seed: int = 0, dtype: str = "float32", **changes: Any) -> Path:
-    """A random Hugging Face Llama with a word-level tokenizer of its vocabulary size, in `folder`."""
+# What the configuration classes of transformers would otherwise take from the large models of the family.
+SMALL_HF: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 32}}
+
+
+def save_hf_llama(
+    folder: Path, seed: int = 0, dtype: str = "float32", family: str = "llama", **changes: Any
+) -> Path:
+    """A random Hugging Face model with a word-level tokenizer of its vocabulary size, in `folder`.
+
+    `family` is its `model_type`.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
     keys: dict[str, Any] = {
@@ -58,12 +67,15 @@ def save_hf_llama(folder: Path, seed: int = 0, dtype: str = "float32", **changes
         "eos_token_id": 0,
         "bos_token_id": None,
         "initializer_range": 0.05,
+        **SMALL_HF.get(family, {}),
         **changes,
     }
-    model = LlamaForCausalLM(LlamaConfig(**keys)).to(getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **keys)).to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():  # norms of one would hide a mixed-up row
         if name.endswith("norm.weight"):
             parameter.data.uniform_(0.5, 1.5)
+        elif name.endswith(".bias"):  # and so would biases of zero
+            parameter.data.uniform_(-0.5, 0.5)
     model.save_pretrained(folder)
     words = {"<eod>": 0, "<unk>": 1} | {f"w{n}": n for n in range(2, keys["vocab_size"])}
     words_only = Tokenizer(models.WordLevel(words, unk_token="<unk>"))

@@ -1,6 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in and out: hf-to-neox makes one of a Hugging Face Llama, neox-to-hf the way back."""
+"""Checkpoints in and out: hf-to-neox makes one of a Hugging Face model, neox-to-hf the way back.
+
+Llama 1 to 3.2, Code Llama, Mistral without a sliding window, Qwen 2, 2.5 and 3, and OLMo 2 are converted.
+"""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _refuse_other_tensors(found: set[str], expected: set[str], folder: Path) -> 
 
 
 def hf_to_neox(source: Path, output: Path, tensor_parallel_size: int) -> CheckpointRecord:
-    """Writes OUTPUT/global_step0, OUTPUT/latest and OUTPUT/model.yml from a Hugging Face Llama.
+    """Writes OUTPUT/global_step0, OUTPUT/latest and OUTPUT/model.yml from a Hugging Face model.
 
     The checkpoint loads in any layout; `tensor_parallel_size` is checked against the model's shape and
     written into model.yml. Weights keep their dtype.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one table between a Llama here and a Llama of Hugging Face; both conversions read it.
+"""The one table between a model here and its family at Hugging Face; both conversions read it.
 
 Legend: G KV groups, R queries of a group, D head dimension, C hidden size, F feed-forward size, V ids.
 
@@ -7,7 +7,8 @@ Here, whole (not cut over ranks), a layer has
     linear_qkv  [G * (R + 2) * D, C]   for each KV group its R queries, then its key, then its value
     linear_fc1  [2 * F, C]             gate, then up
 where Hugging Face has q_proj, k_proj, v_proj and gate_proj, up_proj. All other tensors are the same,
-but for the rows of padding that the embedding and the output layer have here.
+but for the rows of padding that the embedding and the output layer have here. Biases lie as the rows of their
+matrices do. A row of the table with a condition is there only in the families that have such a tensor.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ class Geometry:
     vocab_size: int
     padded_vocab_size: int
     is_tied: bool
+    has_qkv_bias: bool = False
+    has_qk_norm: bool = False
+    norms_come_after: bool = False
+
+    @property
+    def norms_come_before(self) -> bool:
+        return not self.norms_come_after
 
     @staticmethod
     def of(model: ModelConfig, vocab_size: int, padded_vocab_size: int) -> Geometry:
@@ -44,6 +52,9 @@ class Geometry:
             vocab_size=vocab_size,
             padded_vocab_size=padded_vocab_size,
             is_tied=not model.no_weight_tying,
+            has_qkv_bias=model.use_qkv_bias,
+            has_qk_norm=model.qk_norm != "none",
+            norms_come_after=model.norm_position == "after",
         )
 
 
@@ -51,13 +62,13 @@ def _join_qkv(parts: Tensors, g: Geometry) -> torch.Tensor:
     q, k, v = parts
     q_GRDC = q.view(g.kv_groups, g.queries_per_group, g.head_dim, -1)
     k_G1DC, v_G1DC = (part.view(g.kv_groups, 1, g.head_dim, -1) for part in (k, v))
-    return torch.cat([q_GRDC, k_G1DC, v_G1DC], dim=1).reshape(-1, q.size(-1))
+    return torch.cat([q_GRDC, k_G1DC, v_G1DC], dim=1).reshape(-1, *q.shape[1:])
 
 
 def _split_qkv(whole: torch.Tensor, g: Geometry) -> list[torch.Tensor]:
     qkv_GHDC = whole.view(g.kv_groups, g.queries_per_group + 2, g.head_dim, -1)
     q, k, v = qkv_GHDC.split([g.queries_per_group, 1, 1], dim=1)
-    return [part.reshape(-1, whole.size(-1)) for part in (q, k, v)]
+    return [part.reshape(-1, *whole.shape[1:]) for part in (q, k, v)]
 
 
 def _join_rows(parts: Tensors, g: Geometry) -> torch.Tensor:
@@ -87,12 +98,19 @@ def _unpad_vocabulary(whole: torch.Tensor, g: Geometry) -> list[torch.Tensor]:
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor here, the tensors it is made of at Hugging Face, and the way there and back."""
+    """One tensor here, the tensors it is made of at Hugging Face, and the way there and back.
+
+    `only` names the property of the geometry without which there is no such tensor.
+    """
 
     ours: str
     theirs: tuple[str, ...]
     join: Callable[[Tensors, Geometry], torch.Tensor] = _same
     split: Callable[[torch.Tensor, Geometry], list[torch.Tensor]] = _as_one
+    only: str = ""
+
+    def is_in(self, g: Geometry) -> bool:
+        return not self.only or bool(getattr(g, self.only))
 
 
 _EMBEDDING = Row(
@@ -103,15 +121,39 @@ _FINAL_NORM = Row("decoder.final_layernorm.weight", ("model.norm.weight",))
 
 _OURS, _THEIRS = "decoder.layers.{layer}.", "model.layers.{layer}."
 _LAYER = (
-    Row(_OURS + "input_layernorm.weight", (_THEIRS + "input_layernorm.weight",)),
+    Row(_OURS + "input_layernorm.weight", (_THEIRS + "input_layernorm.weight",), only="norms_come_before"),
     Row(
         _OURS + "self_attention.linear_qkv.weight",
         tuple(_THEIRS + f"self_attn.{x}_proj.weight" for x in "qkv"),
         _join_qkv,
         _split_qkv,
     ),
+    Row(
+        _OURS + "self_attention.linear_qkv.bias",
+        tuple(_THEIRS + f"self_attn.{x}_proj.bias" for x in "qkv"),
+        _join_qkv,
+        _split_qkv,
+        only="has_qkv_bias",
+    ),
+    *(
+        Row(
+            _OURS + f"self_attention.{x}_layernorm.weight",
+            (_THEIRS + f"self_attn.{x}_norm.weight",),
+            only="has_qk_norm",
+        )
+        for x in "qk"
+    ),
     Row(_OURS + "self_attention.linear_proj.weight", (_THEIRS + "self_attn.o_proj.weight",)),
-    Row(_OURS + "pre_mlp_layernorm.weight", (_THEIRS + "post_attention_layernorm.weight",)),
+    Row(
+        _OURS + "self_attention.linear_proj.post_norm.weight",
+        (_THEIRS + "post_attention_layernorm.weight",),
+        only="norms_come_after",
+    ),
+    Row(
+        _OURS + "pre_mlp_layernorm.weight",
+        (_THEIRS + "post_attention_layernorm.weight",),
+        only="norms_come_before",
+    ),
     Row(
         _OURS + "mlp.linear_fc1.weight",
         (_THEIRS + "mlp.gate_proj.weight", _THEIRS + "mlp.up_proj.weight"),
@@ -119,6 +161,11 @@ _LAYER = (
         _split_rows,
     ),
     Row(_OURS + "mlp.linear_fc2.weight", (_THEIRS + "mlp.down_proj.weight",)),
+    Row(
+        _OURS + "mlp.linear_fc2.post_norm.weight",
+        (_THEIRS + "post_feedforward_layernorm.weight",),
+        only="norms_come_after",
+    ),
 )
 
 
@@ -127,8 +174,9 @@ def table(g: Geometry) -> Iterator[Row]:
     yield _EMBEDDING
     for layer in range(g.num_layers):
         for row in _LAYER:
-            theirs = tuple(name.format(layer=layer) for name in row.theirs)
-            yield Row(row.ours.format(layer=layer), theirs, row.join, row.split)
+            if row.is_in(g):
+                theirs = tuple(name.format(layer=layer) for name in row.theirs)
+                yield Row(row.ours.format(layer=layer), theirs, row.join, row.split)
     yield _FINAL_NORM
     if not g.is_tied:
         yield _OUTPUT

@@ -14,14 +14,14 @@ from typing import Any
 
 from megatron.checkpointing.folders import write_atomically
 from megatron.neox_arguments.config import ModelConfig
-from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.errors import UserError, shown
 
 RECORD = "checkpoint.json"
 BASE_FILES = "base"
 FORMAT_VERSION = 1
 
 # What two checkpoints of one model must share. The rotary base and scaling may change: that is period
-# contraction, and it is logged. Norms and lengths change the function, not the shape of a tensor.
+# contraction, and it is logged. The form of the norm and lengths change the function, not a tensor's shape.
 _SHAPE_KEYS = (
     "num_layers",
     "hidden_size",
@@ -30,6 +30,9 @@ _SHAPE_KEYS = (
     "head_dim",
     "intermediate_size",
     "no_weight_tying",
+    "use_qkv_bias",
+    "qk_norm",
+    "norm_position",
 )
 
 
@@ -92,11 +95,12 @@ class CheckpointRecord:
         Raises:
             UserError: they differ in shape; every differing key is listed.
         """
+        own = ModelConfig.model_validate(self.model)
         problems = [
-            f"{key}={getattr(model, key)}: the checkpoint {folder} has {self.model[key]}; "
-            f"set {key}: {self.model[key]}"
+            f"{key}={shown(getattr(model, key))}: the checkpoint {folder} has {shown(getattr(own, key))}; "
+            f"set {key}: {shown(getattr(own, key))}"
             for key in _SHAPE_KEYS
-            if getattr(model, key) != self.model[key]
+            if getattr(model, key) != getattr(own, key)
         ]
         if vocab_size != self.vocab_size:
             problems.append(

@@ -26,8 +26,11 @@ def parameter_counts(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
 
     A tied embedding is also the output layer, so its matrix counts among the others as well.
     """
-    h, d = model.hidden_size, model.head_dim
-    attention = h * d * (2 * model.num_attention_heads + 2 * model.num_kv_heads)
+    h, d, heads, kv_heads = model.hidden_size, model.head_dim, model.num_attention_heads, model.num_kv_heads
+    attention = h * d * (2 * heads + 2 * kv_heads)
+    if model.use_qkv_bias:
+        attention += d * (heads + 2 * kv_heads)
+    attention += {"none": 0, "head": 2 * d, "projection": d * (heads + kv_heads)}[model.qk_norm]
     layer = attention + 3 * h * model.intermediate_size + 2 * h
     embedding = vocab_size * h
     return embedding, model.num_layers * layer + h + embedding

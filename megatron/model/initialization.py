@@ -16,9 +16,10 @@ import torch
 from megatron.backend import Backend
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from megatron.model.norms import ProjectionNorm
 from megatron.neox_arguments.config import ModelConfig
 
-_CUT_BY_ROWS = ("linear_qkv.weight", "word_embeddings.weight", "output_layer.weight")
+_CUT_BY_ROWS = ("linear_qkv.weight", "linear_qkv.bias", "word_embeddings.weight", "output_layer.weight")
 _CUT_BY_COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
 _GATE_AND_UP = "linear_fc1.weight"
 
@@ -38,9 +39,10 @@ def mark_cut_weights(llama: torch.nn.Module) -> None:
     It marks them only while initialising them itself, and counts an unmarked weight once in the norm of
     the gradient, as if every rank held the same: clipping would then depend on the layout.
     """
+    cut_norms = {f"{name}.weight" for name, part in llama.named_modules() if isinstance(part, ProjectionNorm)}
     for name, weight in llama.named_parameters():
         dimension = 1 if name.endswith(_CUT_BY_COLUMNS) else 0
-        if name.endswith((_GATE_AND_UP, *_CUT_BY_ROWS, *_CUT_BY_COLUMNS)):
+        if name.endswith((_GATE_AND_UP, *_CUT_BY_ROWS, *_CUT_BY_COLUMNS)) or name in cut_norms:
             for attribute in ("tensor_model_parallel", "partition_dim", "partition_stride"):
                 if hasattr(weight, attribute):
                     delattr(weight, attribute)
@@ -66,7 +68,7 @@ def _cut(name: str, full: torch.Tensor, ranks: int, rank: int) -> torch.Tensor:
 
 @torch.no_grad()
 def initialize_by_name(llama: torch.nn.Module, model: ModelConfig, backend: Backend, seed: int) -> None:
-    """Fills this rank's weights: norms with ones, matrices from a normal distribution.
+    """Fills this rank's weights: norms with ones, biases with zeros, matrices from a normal distribution.
 
     The standard deviation is `init_std`, divided by sqrt(2 * num_layers) for the two matrices
     that write into the residual stream (Radford et al. 2019, GPT-2, section 2.3).
@@ -78,7 +80,7 @@ def initialize_by_name(llama: torch.nn.Module, model: ModelConfig, backend: Back
         if not model.no_weight_tying and name == "output_layer.weight":
             name = "embedding.word_embeddings.weight"  # the last stage's copy of a tied embedding
         if weight.dim() == 1:
-            weight.fill_(1.0)
+            weight.fill_(0.0 if name.endswith(".bias") else 1.0)
             continue
         std = model.init_std
         if name.endswith(_CUT_BY_COLUMNS):

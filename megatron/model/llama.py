@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Llama of megatron-core's parallel layers, as a run's configuration describes it.
+"""A Llama, or a relative of it, of megatron-core's parallel layers, as a run's configuration describes it.
 
-The whole model is five lines of specification (`_layer`): norms, attention, SwiGLU. How it is cut over
+The whole model is a few lines of specification (`_layer`): norms, attention, SwiGLU. How it is cut over
 ranks is megatron-core's: queries, keys, values, gate and up by rows, their outputs by columns,
 embedding and output layer by vocabulary.
 """
@@ -34,9 +34,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron.model.attention import AttentionChoice, CoreAttention, choose_attention
 from megatron.model.cross_entropy import vocab_parallel_cross_entropy
 from megatron.model.initialization import initialize_by_name, mark_cut_weights
-from megatron.model.norms import NORMS
+from megatron.model.norms import NORMS, NormedRowParallelLinear, ProjectionNorm
 from megatron.model.rotary import table_of
-from megatron.neox_arguments.config import RunConfig
+from megatron.neox_arguments.config import ModelConfig, RunConfig
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -87,6 +87,10 @@ def transformer_config(cfg: RunConfig, device: torch.device) -> TransformerConfi
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        add_qkv_bias=model.use_qkv_bias,
+        # Each rank sees its own heads: megatron-core then sums the gradients of the norms' one weight. A
+        # weight for each head lies beside its head, and needs no sum.
+        qk_layernorm=model.qk_norm == "head",
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         tensor_model_parallel_size=parallel.model_parallel_size,
@@ -128,22 +132,35 @@ class Llama(GPTModel):
         return loss_SB.transpose(0, 1).contiguous()
 
 
+def _qk_norm(model: ModelConfig, heads: int) -> type | ModuleSpec:
+    """What normalises queries or keys, of which the model has `heads`."""
+    norm = NORMS[model.norm]
+    if model.qk_norm == "projection":
+        return ModuleSpec(module=ProjectionNorm, params={"norm": norm, "heads": heads})
+    return norm if model.qk_norm == "head" else IdentityOp
+
+
 def _layer(cfg: RunConfig, attention: AttentionChoice) -> ModuleSpec:
-    norm = NORMS[cfg.model.norm]
+    model = cfg.model
+    norm: type = NORMS[model.norm]
+    row_parallel: type | ModuleSpec = RowParallelLinear
+    if model.norm_position == "after":
+        row_parallel = ModuleSpec(module=NormedRowParallelLinear, params={"norm": norm})
+        norm = IdentityOp
     attention_spec = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
             core_attention=functools.partial(CoreAttention, choice=attention),
-            linear_proj=RowParallelLinear,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
+            linear_proj=row_parallel,
+            q_layernorm=_qk_norm(model, model.num_attention_heads),
+            k_layernorm=_qk_norm(model, model.num_kv_heads),
         ),
     )
     mlp_spec = ModuleSpec(
         module=MLP,
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=row_parallel),
     )
     return ModuleSpec(
         module=TransformerLayer,

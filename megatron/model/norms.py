@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RMSNorm in two forms: Llama's, and the one GPT-NeoX had when Llemma was trained.
+"""RMSNorm in two forms: Llama's, and the one GPT-NeoX had when Llemma was trained; and where OLMo 2 has it.
 
     rmsnorm       x * w / sqrt(mean(x^2) + eps)       Zhang & Sennrich 2019; Llama
     rmsnorm_neox  x * w / (sqrt(mean(x^2)) + eps)     GPT-NeoX; what Llemma trained with
 
-Shapes: x is [S, B, D] (tokens, sequences, hidden); w is [D].
+Shapes: x is [S, B, D] (tokens, sequences, hidden); w is [D]. A norm of queries or keys reads [S, B, H, D],
+where H are this rank's heads and D is the head dimension.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from typing import Any
 
 import torch
 
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 
 class RMSNorm(torch.nn.Module):
@@ -34,14 +42,87 @@ class RMSNorm(torch.nn.Module):
     def forward(self, x_SBD: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.rms_norm(x_SBD, self.normalized_shape, self.weight, self.eps)
 
+    @staticmethod
+    def root(mean_square: torch.Tensor, eps: float) -> torch.Tensor:
+        """What x is divided by."""
+        return (mean_square + eps).sqrt()
+
 
 class NeoxRMSNorm(RMSNorm):
     """GPT-NeoX's RMSNorm: eps is added to the root, not under it."""
 
     def forward(self, x_SBD: torch.Tensor) -> torch.Tensor:
         x_float = x_SBD.float()
-        rms = x_float.pow(2).mean(-1, keepdim=True).sqrt()
-        return (x_float / (rms + self.eps)).to(x_SBD.dtype) * self.weight
+        root = self.root(x_float.pow(2).mean(-1, keepdim=True), self.eps)
+        return (x_float / root).to(x_SBD.dtype) * self.weight
+
+    @staticmethod
+    def root(mean_square: torch.Tensor, eps: float) -> torch.Tensor:
+        """What x is divided by."""
+        return mean_square.sqrt() + eps
 
 
 NORMS: dict[str, type[RMSNorm]] = {"rmsnorm": RMSNorm, "rmsnorm_neox": NeoxRMSNorm}
+
+
+class ProjectionNorm(torch.nn.Module):
+    """OLMo 2's norm of queries or keys: over all heads of the model, which lie on several ranks.
+
+    Each rank has the weights of its own heads. The sum of squares is all that ranks tell each other, and,
+    as every rank divides by it, its gradient is summed over them too.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float = 1e-5,
+        *,
+        norm: type[RMSNorm],
+        heads: int,
+    ) -> None:
+        """`hidden_size` is the head dimension (megatron-core's name for it), `heads` those of the model."""
+        super().__init__()
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        assert heads % ranks == 0, "a head on two ranks would be counted twice"
+        self.eps, self.root, self.width = eps, norm.root, heads * hidden_size
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        weight_D = torch.ones(self.width // ranks, dtype=config.params_dtype, device=device)
+        self.weight = torch.nn.Parameter(weight_D)
+
+    def forward(self, x_SBHD: torch.Tensor) -> torch.Tensor:
+        x_SBD = x_SBHD.flatten(2).float()
+        squares_SB1 = reduce_from_tensor_model_parallel_region(x_SBD.pow(2).sum(-1, keepdim=True))
+        squares_SB1 = copy_to_tensor_model_parallel_region(squares_SB1)
+        normed_SBD = x_SBD / self.root(squares_SB1 / self.width, self.eps) * self.weight
+        return normed_SBD.to(x_SBHD.dtype).view_as(x_SBHD)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Tells megatron-core's checkpoints that the weight is cut over tensor parallel ranks."""
+        state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets
+        )
+        return state
+
+
+class NormedRowParallelLinear(RowParallelLinear):
+    """The last matrix of attention or MLP, with a norm of what it adds to the residual stream: OLMo 2's."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        norm: type[RMSNorm],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_size, output_size, config=config, **kwargs)
+        self.post_norm = norm(config, output_size, eps=config.layernorm_epsilon)
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output_SBD, bias = super().forward(input_)
+        assert bias is None
+        return self.post_norm(output_SBD), None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import DataConfig, RunConfig
-from .errors import ConfigError, Problem
+from .errors import ConfigError, Problem, shown
+from .model import FAMILIES
 
 Facts = Mapping[str, Any]
 _Check = Callable[[RunConfig, Facts], Iterator[Problem]]
@@ -113,6 +114,24 @@ def _heads_share_keys(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
     if not holds:
         constraint = f"means {means}, and num_kv_heads={kv_heads}"
         yield Problem("attention_type", kind, constraint, "leave attention_type out, or change num_kv_heads")
+
+
+@_check("use_qkv_bias", "qk_norm", "norm_position")
+def _some_family(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    if cfg.model.families:
+        return
+    keys = {"use_qkv_bias": False, "qk_norm": "none", "norm_position": "before"}
+    differing = next(key for key, value in keys.items() if getattr(cfg.model, key) != value)
+    others = " and ".join(f"{key}={shown(getattr(cfg.model, key))}" for key in keys if key != differing)
+    constraint = f"with {others} is a network of no family, so that no program could load its export"
+    known = "; or ".join(
+        ", ".join(f"{key}: {shown(value)}" for key, value in features.items()) + f" ({family})"
+        for family, features in FAMILIES.items()
+        if features
+    )
+    yield Problem(
+        differing, getattr(cfg.model, differing), constraint, f"leave all three out, or have {known}"
+    )
 
 
 @_check("seq_length", "max_position_embeddings")

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the network is: a Llama by its sizes, its norm, its rotary embedding and what it leaves out."""
+"""What the network is: a Llama by its sizes, its norm and its rotary embedding, or one of its relatives."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from .fields import REQUIRED, Concern, Positive, key
+
+# Hugging Face's families by `model_type`, and the model keys in which each is not a Llama. A model with other
+# combinations could be trained, and then loaded nowhere.
+FAMILIES: dict[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"use_qkv_bias": True},
+    "qwen3": {"qk_norm": "head"},
+    "olmo2": {"qk_norm": "projection", "norm_position": "after"},
+}
 
 
 def llama_intermediate_size(hidden_size: int) -> int:
@@ -79,10 +90,25 @@ class ModelConfig(Concern):
         " rmsnorm and Llemma was trained with.",
     )
     rms_norm_epsilon: float = key(1e-5, "eps of the norm.", gt=0)
+    norm_position: Literal["before", "after"] = key(
+        "before",
+        "Where each layer's two norms stand: before attention and MLP (Llama), or after them, before the sum"
+        " with the residual stream (OLMo 2).",
+    )
+    qk_norm: Literal["none", "head", "projection"] = key(
+        "none",
+        "Norm of queries and keys before the rotary embedding: none (Llama), head is over each head with one"
+        " weight for all (Qwen 3), projection is over all heads together (OLMo 2).",
+    )
     mlp_type: Literal["llama"] = key("llama", "Gated MLP with three matrices; no other is built.")
     activation: Literal["silu"] = key("silu", "Activation of the MLP's gate; no other is built.")
     no_weight_tying: bool = key(False, "Give the output layer its own matrix instead of the embedding's.")
-    use_bias_in_attn_linear: Literal[False] = key(False, "Biases in the attention's projections; not built.")
+    use_qkv_bias: bool = key(
+        False, "Biases in the projections of queries, keys and values, and in no other (Qwen 2 and 2.5)."
+    )
+    use_bias_in_attn_linear: Literal[False] = key(
+        False, "Biases in all four projections of the attention; not built: use_qkv_bias is those of Qwen 2."
+    )
     use_bias_in_norms: Literal[False] = key(False, "Biases in the norms; not built.")
     use_bias_in_mlp: Literal[False] = key(False, "Biases in the MLP; not built.")
     gpt_j_residual: Literal[False] = key(False, "Attention and MLP side by side; not built.")
@@ -110,3 +136,14 @@ class ModelConfig(Concern):
         "auto", "Attention kernel; auto takes the fastest that is there, and logs which and why."
     )
     init_std: float = key(0.02, "Standard deviation of fresh weights.", aliases=("init_method_std",), gt=0)
+
+    @property
+    def families(self) -> list[str]:
+        """The `model_type`s of Hugging Face that describe this network; the first is what it is by itself."""
+        return [name for name in FAMILIES if self.is_like(name)]
+
+    def is_like(self, family: str) -> bool:
+        """Whether this network has what tells `family` from a Llama, and nothing that tells others."""
+        keys = {key for features in FAMILIES.values() for key in features}
+        expected = {key: FAMILIES[family].get(key, type(self).model_fields[key].default) for key in keys}
+        return all(getattr(self, key) == value for key, value in expected.items())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -24,6 +25,24 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "wide heads": {"head_dim": 32},
     "vocabulary that needs padding": {"vocab_size": 251},
+    "llama 3.2": {
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "linear scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "mistral": {"family": "mistral", "head_dim": 32},
+    "qwen 2.5": {"family": "qwen2"},
+    "qwen 2.5, tied": {"family": "qwen2", "tie_word_embeddings": True, "dtype": "bfloat16"},
+    "qwen 3": {"family": "qwen3"},
+    "qwen 3, tied": {"family": "qwen3", "tie_word_embeddings": True},
+    "olmo 2": {"family": "olmo2"},
 }
 
 
@@ -45,21 +64,39 @@ def test_round_trip_is_bit_exact(tmp_path: Path, name: str, tensor_parallel_size
         assert torch.equal(before[key].view(torch.uint8), after[key].view(torch.uint8)), key
 
 
-def test_the_rotary_base_and_the_tokenizer_come_back(tmp_path: Path) -> None:
-    from transformers import AutoConfig, AutoTokenizer
+@pytest.mark.parametrize("name", CASES)
+def test_the_configuration_comes_back(tmp_path: Path, name: str) -> None:
+    """As transformers reads it; and model.yml, which is made of it, is a run without a mistake."""
+    from transformers import AutoConfig
 
-    hf = save_hf_llama(tmp_path / "hf", max_position_embeddings=96)
+    from megatron.neox_arguments.loader import load_config
+
+    case = {"max_position_embeddings": 96, "dtype": "float32", **CASES[name]}
+    hf = save_hf_llama(tmp_path / "hf", **case)
     convert.hf_to_neox(hf, tmp_path / "neox", 1)
     convert.neox_to_hf(tmp_path / "neox", tmp_path / "back")
     before, after = AutoConfig.from_pretrained(hf), AutoConfig.from_pretrained(tmp_path / "back")
-    assert after.rope_parameters["rope_theta"] == 100000.0
+    assert type(before) is type(after)
     differing = {
         key: (value, getattr(after, key))
         for key, value in before.to_dict().items()
         if key not in ("_name_or_path", "dtype") and getattr(after, key, None) != value
     }
     assert differing == {}
-    assert after.dtype == torch.float32
+    assert after.dtype == getattr(torch, case["dtype"])
+    run = tmp_path / "run.yml"
+    run.write_text("{seq_length: 32, train_iters: 5, lr: 0.001, micro_batch_size: 1, data_path: any}")
+    cfg, _ = load_config([tmp_path / "neox" / "model.yml", run], check_files=False)
+    record = CheckpointRecord.read(tmp_path / "neox" / "global_step0")
+    record.refuse_other_shape(tmp_path, cfg.model, record.vocab_size)
+
+
+def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    hf = save_hf_llama(tmp_path / "hf")
+    convert.hf_to_neox(hf, tmp_path / "neox", 1)
+    convert.neox_to_hf(tmp_path / "neox", tmp_path / "back")
     text = "w3 w99 w7"
     assert (
         AutoTokenizer.from_pretrained(tmp_path / "back")(text)["input_ids"]
@@ -119,8 +156,9 @@ def index_outside(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
-    "another family": (break_config(model_type="gpt2"), "model_type=gpt2: only llama is converted"),
-    "biases": (break_config(attention_bias=True), "attention_bias=True: False is what"),
+    "another family": (break_config(model_type="gpt2"), "model_type=gpt2: only llama, mistral, qwen2, qwen3"),
+    "biases": (break_config(attention_bias=True), "attention_bias=true: false is what"),
+    "another family's name": (break_config(model_type="qwen2"), "tensors missing: .*q_proj.bias"),
     "other scaling": (
         break_config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}),
         "rope_type=yarn",
@@ -169,9 +207,7 @@ def test_a_wrong_row_of_the_table_shows(tmp_path: Path, whole: Path, monkeypatch
     right = verify.compare_logits(tmp_path / "neox", tmp_path / "right")
     assert right.is_equal, right.describe()
     swapped = [
-        mapping.Row(
-            row.ours, row.theirs, row.join, lambda w, g: [(p := mapping._split_qkv(w, g))[0], p[2], p[1]]
-        )
+        dataclasses.replace(row, split=lambda w, g: [(p := mapping._split_qkv(w, g))[0], p[2], p[1]])
         if "linear_qkv" in row.ours
         else row
         for row in mapping._LAYER

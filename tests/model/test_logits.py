@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The function a Llama computes here is the one transformers computes, at every tensor parallel size.
+"""The function a model computes here is the one transformers computes, for every family and TP size.
 
 The loss is compared too: padding of the vocabulary must not have any probability. Measured on random Llamas
 in float32: at most 1.2e-6 at TP 1 and 1.5e-6 above.
@@ -44,7 +44,19 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "padded vocabulary": {"num_key_value_heads": 4, "vocab_size": 250},
+    "mistral": {"family": "mistral", "num_key_value_heads": 4, "head_dim": 32},
+    "qwen 2.5": {"family": "qwen2", "num_attention_heads": 8, "num_key_value_heads": 4},
+    "qwen 2.5, tied, one KV head": {
+        "family": "qwen2",
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
+    "qwen 3": {"family": "qwen3", "num_attention_heads": 8, "num_key_value_heads": 4},
+    "qwen 3, tied, one KV head": {"family": "qwen3", "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "olmo 2": {"family": "olmo2", "num_attention_heads": 8, "num_key_value_heads": 4},
+    "olmo 2, mha": {"family": "olmo2", "num_key_value_heads": 4},
 }
+CASES["llama 3.2"] = {**CASES["llama 3 scaling"], "tie_word_embeddings": True}
 AT_TP = {1: set(CASES), 2: set(CASES) - {"odd heads"}, 3: {"odd heads"}, 4: set(CASES) - {"odd heads"}}
 TOLERANCE = {1: 1e-5, 2: 5e-5, 3: 5e-5, 4: 5e-5}
 TOKENS = np.random.default_rng(0).integers(0, 250, (2, 48))

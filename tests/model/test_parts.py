@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from megatron.model.norms import NeoxRMSNorm, RMSNorm
 from megatron.model.rotary import PeriodChange, inverse_frequencies
 from megatron.neox_arguments.config import ModelConfig, RotaryScaling
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.model import FAMILIES
 
 LLEMMA_7B = ModelConfig(
     num_layers=32, hidden_size=4096, num_attention_heads=32, seq_length=4096, no_weight_tying=True
@@ -125,6 +127,28 @@ def test_a_kernel_that_cannot_run_is_refused_by_name() -> None:
 def test_parameter_counts(model: ModelConfig, vocab_size: int, parameters: int) -> None:
     embedding, others = parameter_counts(model, vocab_size)
     assert embedding + others == parameters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameter_counts_of_families_equal_transformers(family: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"num_attention_heads": 8, "hidden_size": 96, "intermediate_size": 176}
+    config = AutoConfig.for_model(
+        family, num_hidden_layers=3, num_key_value_heads=2, head_dim=16, vocab_size=500, **sizes
+    )
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(config).num_parameters()
+    keys: dict[str, Any] = {**sizes, **FAMILIES[family]}
+    model = ModelConfig(
+        num_layers=3,
+        num_kv_heads=2,
+        head_dim=16,
+        seq_length=64,
+        no_weight_tying=True,
+        **keys,
+    )
+    assert sum(parameter_counts(model, 500)) == theirs
 
 
 def test_flops_reproduce_the_published_utilisation() -> None:

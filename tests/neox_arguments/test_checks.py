@@ -32,6 +32,17 @@ GOOD = {"num_attention_heads": "8", "num_kv_heads": "4", "num_layers": "4", "mod
         ({"max_position_embeddings": "16"}, "seq_length", "max_position_embeddings=16"),
         ({"pipe_parallel_size": "3"}, "num_layers", "use pipe_parallel_size 1, 2 or 4"),
         ({"attention_type": "multihead"}, "attention_type", "num_kv_heads=8"),
+        (
+            {"use_qkv_bias": "true", "qk_norm": "head"},
+            "use_qkv_bias",
+            "with qk_norm=head and norm_position=before is a network of no family",
+        ),
+        (
+            {"qk_norm": "projection"},
+            "qk_norm",
+            "leave all three out, or have use_qkv_bias: true (qwen2); or qk_norm: head (qwen3); or",
+        ),
+        ({"norm_position": "after"}, "norm_position", "with use_qkv_bias=false and qk_norm=none"),
         ({"attention_type": "multiquery"}, "attention_type", "means num_kv_heads=1"),
         (
             {"attention_type": "groupedquery", "num_kv_heads": "8"},

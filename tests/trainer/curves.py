@@ -38,8 +38,9 @@ def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) 
 def train_curve(
     steps: int, changes: dict[str, Any], save: str | None = None, save_at: int = 0, resume: bool = False
 ) -> dict[str, Any]:
-    """Trains `steps` steps; returns losses, gradient norms and a digest of this rank's weights.
+    """Trains `steps` steps; returns losses, gradient norms and digests of this rank's weights.
 
+    "weights" is of all of them, "uncut" of those that every tensor parallel rank holds whole.
     With `save`, writes a checkpoint after `save_at` steps; with `resume`, starts from the one there.
     """
     from megatron.backend import initialize
@@ -73,7 +74,9 @@ def train_curve(
         norms.append(update_weights(state, cfg, lr=3e-3 / (1 + 0.05 * step)))
         if save is not None and not resume and step + 1 == save_at:
             _save(state, cfg, backend, save, step + 1, save_checkpoint)
-    return {"losses": losses, "norms": norms, "weights": _digest(state.model)}
+    parameters = dict(state.model.named_parameters())
+    uncut = {n: p for n, p in parameters.items() if not getattr(p, "tensor_model_parallel", False)}
+    return {"losses": losses, "norms": norms, "weights": _digest(parameters), "uncut": _digest(uncut)}
 
 
 def train_curves(steps: int, calls: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
@@ -107,12 +110,12 @@ def _save(state: Any, cfg: Any, backend: Any, save: str, iteration: int, save_ch
     save_checkpoint(Path(save), state.trainable, record, backend, None, [])
 
 
-def _digest(model: Any) -> str:
+def _digest(parameters: dict[str, Any]) -> str:
     import hashlib
 
     import torch
 
     digest = hashlib.sha256()
-    for _, parameter in sorted(model.named_parameters()):
+    for _, parameter in sorted(parameters.items()):
         digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
