@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.llamas import run_config
 
 if TYPE_CHECKING:
+    from megatron.checkpointing.record import CheckpointRecord
     from megatron.data.loader import MicroBatch
 
 GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 8, 2, 64, 512
@@ -45,8 +46,8 @@ def train_curve(
     from megatron.backend import initialize
     from megatron.checkpointing import folders
     from megatron.checkpointing.record import CheckpointRecord
+    from megatron.checkpointing.saving import save as save_checkpoint
     from megatron.checkpointing.state import load_all
-    from megatron.checkpointing.state import save as save_checkpoint
     from megatron.model import build
     from megatron.trainer.adam import give_to_megatron_core
     from megatron.trainer.setup import TrainingState, wrap
@@ -72,7 +73,8 @@ def train_curve(
         losses.append(reduce_over_ranks(local, False, backend)[0])
         norms.append(update_weights(state, cfg, lr=3e-3 / (1 + 0.05 * step)))
         if save is not None and not resume and step + 1 == save_at:
-            _save(state, cfg, backend, save, step + 1, save_checkpoint)
+            record = record_at(cfg, backend, step + 1)
+            save_checkpoint(Path(save), state.trainable, record, backend, None, [])
     return {"losses": losses, "norms": norms, "weights": _digest(state.model)}
 
 
@@ -88,11 +90,12 @@ def train_curves(steps: int, calls: list[tuple[Any, ...]]) -> list[dict[str, Any
     return curves
 
 
-def _save(state: Any, cfg: Any, backend: Any, save: str, iteration: int, save_checkpoint: Any) -> None:
+def record_at(cfg: Any, backend: Any, iteration: int) -> CheckpointRecord:
+    """The record of a checkpoint of this model after so many steps."""
     from megatron.checkpointing.record import CheckpointRecord
     from megatron.checkpointing.state import layout_of
 
-    record = CheckpointRecord(
+    return CheckpointRecord(
         iteration=iteration,
         sequences_seen=iteration * GLOBAL_BATCH,
         tokens_seen=iteration * GLOBAL_BATCH * SEQ_LENGTH,
@@ -104,7 +107,6 @@ def _save(state: Any, cfg: Any, backend: Any, save: str, iteration: int, save_ch
         layout=layout_of(backend),
         has_optimizer=True,
     )
-    save_checkpoint(Path(save), state.trainable, record, backend, None, [])
 
 
 def _digest(model: Any) -> str:
