@@ -37,11 +37,17 @@ def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) 
 
 
 def train_curve(
-    steps: int, changes: dict[str, Any], save: str | None = None, save_at: int = 0, resume: bool = False
+    steps: int,
+    changes: dict[str, Any],
+    save: str | None = None,
+    save_at: int = 0,
+    resume: bool = False,
+    copy_to: str | None = None,
 ) -> dict[str, Any]:
     """Trains `steps` steps; returns losses, gradient norms and a digest of this rank's weights.
 
-    With `save`, writes a checkpoint after `save_at` steps; with `resume`, starts from the one there.
+    With `save`, writes a checkpoint after `save_at` steps; with `resume`, starts from the one there, and with
+    `copy_to` writes it again, as this layout holds it, before the first step.
     """
     from megatron.backend import initialize
     from megatron.checkpointing import folders
@@ -66,6 +72,9 @@ def train_curve(
         record = CheckpointRecord.read(folder)
         load_all(folder, state.trainable, record, backend)
         start = record.iteration
+        if copy_to is not None:
+            again = record_at(cfg, backend, start)
+            save_checkpoint(Path(copy_to), state.trainable, again, backend, None, [])
     batches = micro_batches(start, backend.data_parallel_size, backend.data_parallel_rank)
     losses, norms = [], []
     for step in range(start, steps):
