@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     training = Training(MODELS[arguments.model], arguments.dtype)
+    gc.freeze()  # as the training loop does
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         row = measure(training, Path(folder), arguments.steps, arguments.saves)
     is_gpu = training.backend.device.type == "cuda"

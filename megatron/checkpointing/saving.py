@@ -136,6 +136,8 @@ class Saver:
         if self._copies is not None:
             self._copies.take(plan, planner.resolve_data)
             source = self._copies
+            # Nothing is on the device any more, and a thread would look for it on device 0.
+            begun.writer.per_thread_copy_ahead = 0
 
         def write() -> None:
             begun.written = _write(begun.writer, plan, source, unfinished)

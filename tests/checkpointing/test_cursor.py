@@ -44,7 +44,7 @@ def train_and_note(model_yaml: Path, config: Path) -> Taken:
                 taken.append((steps, position, digest))
             yield batch
 
-    loop.batches = noting
+    loop.batches = noting  # type: ignore[assignment]
     run_training(cfg, StopRequest(), "the same command")
     return taken
 
