@@ -120,6 +120,8 @@ class Saver:
     def begin(self, record: CheckpointRecord, base_files: Path | None, tokenizer_files: list[Path]) -> None:
         """Writes this rank's share, or, in the background, copies it and starts the thread that writes it.
 
+        What goes wrong on one rank alone is told by `finish`.
+
         Raises:
             SaveFailed: on every rank, when there is no room for it; what was there before is untouched.
         """
@@ -134,7 +136,11 @@ class Saver:
         self._begun = begun
         source: Any = planner
         if self._copies is not None:
-            self._copies.take(plan, planner.resolve_data)
+            try:
+                self._copies.take(plan, planner.resolve_data)
+            except (MemoryError, RuntimeError) as error:  # told when all ranks meet again
+                begun.written = _Written(problem=f"no memory for a copy of it: {first_line(error)}")
+                return
             source = self._copies
             # Nothing is on the device any more, and a thread would look for it on device 0.
             begun.writer.per_thread_copy_ahead = 0
