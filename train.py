@@ -37,6 +37,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.monitoring import open_monitor
     from megatron.trainer.loop import Run, train
     from megatron.trainer.setup import prepare
+    from megatron.trainer.start import choose_start
     from megatron.trainer.telling import on_all_ranks, speaks
 
     backend = initialize(cfg.parallel, cfg.data.seed)
@@ -48,15 +49,19 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     try:
         tokenizer = on_all_ranks(functools.partial(_build_tokenizer, cfg))
         shape = cfg.batch.batch_shape(backend.data_parallel_size)
+        start = choose_start(cfg, backend, log)
+        done, seen = (start.iteration, start.sequences_seen) if start is not None else (0, 0)
         blends = build_blends(
             cfg,
             tokenizer,
-            train_sequences=cfg.schedule.train_iters * shape.global_,
+            # What was read before counts, and may have been read in global batches of another size.
+            train_sequences=seen + max(0, cfg.schedule.train_iters - done) * shape.global_,
             eval_sequences=cfg.validation.eval_iters * shape.global_,
         )
         for notice in blends.notices:
             log(f"note: {notice}")
-        state = prepare(cfg, backend, tokenizer, log)
+        assert blends.train is not None  # build_blends refuses a run that trains on nothing
+        state = prepare(cfg, backend, tokenizer, start, blends.train.describe(), log)
         open_mine = functools.partial(
             open_monitor,
             cfg,

@@ -218,13 +218,53 @@ def test_an_error_of_all_ranks_is_said_once_and_of_one_rank_all_the_same(
     assert call_on_ranks(tmp_path, fail_on_some, 3, str(tmp_path), failing) == spoke
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_around_it(place: Place, done_before: Path) -> None:
+def damage(path: Path) -> None:
+    """Flips one bit."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(place: Place, done_before: Path) -> None:
+    save = done_before / "save"
+    damage(save / "global_step8" / "__1_0.distcp")
+    done = place.train(done_before, train_iters=12)
+    assert done.status == 0, done.err
+    told = f"warning: {save}/global_step8 is damaged and not used: the file __1_0.distcp is not what was "
+    assert told in done.err
+    assert f"warning: going on from {save}/global_step4, the newest good checkpoint" in done.err
+    assert f"verified {save}/global_step4: every byte as written" in done.err
+    assert "iteration  5/12" in done.out
+    assert "iteration  4/12" not in done.out
+    assert latest(save) == "global_step12"
+    again = place.train(done_before, train_iters=12)
+    assert again.status == 0, again.err
+    assert "is damaged" not in again.err, "global_step8 was written anew on the way, and 12 is whole"
+
+
+def test_no_good_checkpoint_is_an_error_with_all_of_them(place: Place, done_before: Path) -> None:
+    save = done_before / "save"
+    damage(save / "global_step8" / "base" / "config.json")
+    (save / "global_step4" / "manifest.json").unlink()
+    before = checkpoints(save)
+    done = place.train(done_before, train_iters=12)
+    assert_refused(
+        done,
+        f"save={save}: none of its checkpoints can be used",
+        "global_step8: the file base/config.json is not what was written: its sha256 differs",
+        "global_step4: the file manifest.json is missing",
+    )
+    assert checkpoints(save) == before
+
+
+def test_a_checkpoint_that_was_asked_for_is_not_replaced_by_another(place: Place, done_before: Path) -> None:
     save = done_before / "save"
     damaged = save / "global_step8" / "__1_0.distcp"
     damaged.write_bytes(damaged.read_bytes()[:1000])
     before = checkpoints(save)
     arguments = place.arguments(done_before, train_iters=12)
-    done = run(done_before, *arguments)
+    asked = ("--set", f"load={save}", "--set", "iteration=8")
+    done = run(done_before, *arguments, *asked)
     assert_refused(done, f"load={save}/global_step8: cannot be read (the file __1_0.distcp has 1,000 of its ")
     assert checkpoints(save) == before
     # What it says to do works.
@@ -234,17 +274,49 @@ def test_a_damaged_checkpoint_is_named_with_the_way_around_it(place: Place, done
     assert latest(save) == "global_step12"
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    ("latest", ("the file `latest` is missing beside global_step8", "choose one of 4, 8")),
-    ("global_step8/checkpoint.json", ("global_step8: no checkpoint.json there",)),
-    ("global_step8/.metadata", ("global_step8: cannot be read (the file .metadata is missing)",)),
-])  # fmt: skip
-def test_a_missing_file_of_a_checkpoint_is_named(
-    place: Place, done_before: Path, damage: str, words: tuple[str, ...]
-) -> None:
-    (done_before / "save" / damage).unlink()
+def test_another_runs_checkpoint_is_not_replaced_by_an_older_one(place: Place, done_before: Path) -> None:
+    other = done_before / "save"
+    damage(other / "global_step8" / "common.pt")
+    arguments = place.arguments(done_before / "new", train_iters=12)
+    from_other = ("--set", f"load={other}", "--set", "finetune=false")
+    done = run(done_before, *arguments, *from_other)
+    assert_refused(done, f"load={other}/global_step8: cannot be read (the file common.pt is not what was")
+    assert not checkpoints(done_before / "new" / "save")
+
+
+def test_a_missing_latest_is_named(place: Place, done_before: Path) -> None:
+    (done_before / "save" / "latest").unlink()
     before = checkpoints(done_before / "save")
+    words = ("the file `latest` is missing beside global_step8", "choose one of 4, 8")
     assert_refused(place.train(done_before, train_iters=12), *words)
+    assert checkpoints(done_before / "save") == before
+
+
+OTHER_DATA: dict[str, tuple[dict[str, Any], str]] = {
+    "other weights": (
+        {"train_data_weights": [1, 1]},
+        "train_data_weights=[0.5, 0.5]: the checkpoint",
+    ),
+    "another source": (
+        {"train_data_paths": ["{code}"], "train_data_weights": [1], "data_names": ["code"]},
+        "train_data_paths=[",
+    ),
+    "another length": ({"seq_length": 16}, "seq_length=16: the checkpoint"),
+    "another seed": ({"seed": 5}, "seed=5: the checkpoint"),
+    "more passes": ({"train_iters": 60}, "train_iters: asks for 2 passes over "),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_going_on_in_another_order_of_the_data_is_refused(place: Place, done_before: Path, name: str) -> None:
+    changes, words = OTHER_DATA[name]
+    changes = {
+        key: [str(place.tokens("code"))] if value == ["{code}"] else value for key, value in changes.items()
+    }
+    before = checkpoints(done_before / "save")
+    done = place.train(done_before, **{"train_iters": 12, **changes})
+    errors = len(done.errors)
+    assert_refused(done, words, "would repeat some and skip others; put it back, or begin", errors=errors)
     assert checkpoints(done_before / "save") == before
 
 
@@ -342,10 +414,15 @@ def failures(save: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_full_disk_between_is_a_warning_and_the_next_checkpoint_works(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_disk_between_is_a_warning_and_the_next_checkpoint_works(
+    place: Place, tmp_path: Path, in_background: bool
+) -> None:
     with small_disk(tmp_path / "disk", "1500k") as disk:
         save = disk / "save"
-        process = start(tmp_path, *place.arguments(tmp_path, save=str(save), train_iters=24))
+        process = start(
+            tmp_path, *place.arguments(tmp_path, save=str(save), train_iters=24, async_save=in_background)
+        )
         wait_until(lambda: bool(failures(save)), process)
         assert [entry.name for entry in save.iterdir() if "global_step" in entry.name] == []
         subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from megatron.checkpointing import folders, huggingface, mapping, tensors
+from megatron.checkpointing import folders, huggingface, manifest, mapping, tensors
 from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
 from megatron.neox_arguments.config import ModelConfig
 from megatron.neox_arguments.errors import UserError
@@ -111,6 +111,7 @@ def hf_to_neox(source: Path, output: Path, tensor_parallel_size: int) -> Checkpo
         tensors.write_model(step, ours)
         huggingface.copy_travelling(source, step / BASE_FILES)
         record.write(step)
+        manifest.seal(step)
         folders.mark_latest(unfinished, 0)
         _write_model_yaml(unfinished / "model.yml", output, keys, tokenizer_keys, tensor_parallel_size)
         if output.exists():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
@@ -30,6 +31,13 @@ def unfinished_name(iteration: int) -> str:
 def removed_path(folder: Path) -> Path:
     """The name of a checkpoint that is on its way out."""
     return folder.with_name(f".{folder.name}.removed")
+
+
+def iteration_of(folder: Path) -> int:
+    """The iteration of a checkpoint's own folder."""
+    match = _STEP.match(folder.name)
+    assert match is not None, folder
+    return int(match.group(1))
 
 
 def iterations_in(save: Path) -> list[int]:
@@ -55,6 +63,15 @@ def remove_unfinished(save: Path) -> None:
     for entry in save.iterdir():
         if _REMNANT.match(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk: a rename is lasting after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -91,20 +108,43 @@ def put_in_place(unfinished: Path, final: Path) -> None:
         final.rename(removed_path(final))
     unfinished.rename(final)
     os.replace(draft, latest)
+    sync_folder(final.parent)
     shutil.rmtree(removed_path(final), ignore_errors=True)
 
 
-def keep_newest(save: Path, count: int) -> list[Path]:
-    """Removes all but the `count` newest checkpoints, never what `latest` names; returns what went."""
+def undo_half_replaced(save: Path) -> Path | None:
+    """Gives a checkpoint its name back where a run was killed between the two renames of its replacement.
+
+    Returns the checkpoint, or None where there is nothing of the kind.
+    """
+    latest = save / LATEST
+    if not latest.is_file():
+        return None
+    named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if _STEP.match(named) is None or (save / named).exists() or not removed_path(save / named).is_dir():
+        return None
+    return removed_path(save / named).rename(save / named)
+
+
+def keep_newest(save: Path, count: int, is_milestone: Callable[[int], bool] = lambda _: False) -> list[Path]:
+    """Removes all but the `count` newest checkpoints up to the one that `latest` names; returns what went.
+
+    Milestones are neither counted nor removed, and nor are checkpoints after `latest`: those are of another
+    course of the run, from which somebody went back.
+    """
     latest = find(save)
+    if latest is None:
+        return []
+    counted = [
+        step for step in iterations_in(save) if step <= iteration_of(latest) and not is_milestone(step)
+    ]
     removed = []
-    for iteration in iterations_in(save)[:-count]:
+    for iteration in counted[:-count]:
         folder = save / step_name(iteration)
-        if folder != latest:
-            # Renamed first: a folder with a checkpoint's name is whole.
-            doomed = folder.rename(removed_path(folder))
-            shutil.rmtree(doomed, ignore_errors=True)
-            removed.append(folder)
+        # Renamed first: a folder with a checkpoint's name is whole.
+        doomed = folder.rename(removed_path(folder))
+        shutil.rmtree(doomed, ignore_errors=True)
+        removed.append(folder)
     return removed
 
 

@@ -52,6 +52,8 @@ class CheckpointRecord:
     has_optimizer: bool
     rotary_history: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None  # the order of sequences_seen, as SequenceOrder describes it
+    has_manifest: bool = False  # set when manifest.json is written, after all else
     format_version: int = FORMAT_VERSION
 
     @property
@@ -72,14 +74,15 @@ class CheckpointRecord:
         path = folder / RECORD
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            record = CheckpointRecord(**{f.name: content[f.name] for f in fields(CheckpointRecord)})
+            names = {f.name for f in fields(CheckpointRecord)}
+            record = CheckpointRecord(**{key: value for key, value in content.items() if key in names})
             ModelConfig.model_validate(record.model)
         except FileNotFoundError:
             raise UserError(
                 f"load={folder}: no {RECORD} there, so this is not a checkpoint of ours; "
                 "convert a Hugging Face model with tools/convert_checkpoint.py hf-to-neox"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             why = " ".join(repr(error).split())  # on one line
             raise UserError(f"load={folder}: {RECORD} is damaged ({why}); load an older checkpoint") from None
         if record.format_version > FORMAT_VERSION:

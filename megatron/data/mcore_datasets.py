@@ -97,6 +97,19 @@ class _CachedGPTDataset(GPTDataset):
         documents = np.arange(source.first_document, source.end_document, dtype=np.int32)
         super().__init__(IndexedDataset(prefix), prefix, documents, num_samples, Split.train, config)
 
+    @property
+    def laid_out(self) -> dict[str, int]:
+        """What the order of the sequences depends on beside the documents, the length and the seed.
+
+        Orders in which these agree begin alike, however long they are: megatron-core shuffles as many passes
+        over the documents together as are wanted, and the last by itself where less than 80% of it is.
+        """
+        tokens, length = self._source.tokens, self._packing.seq_length
+        passes = self._get_num_epochs(tokens)
+        before_last, in_a_pass = ((passes - 1) * tokens - 1) // length, (tokens - 1) // length
+        is_last_apart = passes > 1 and self.num_samples - before_last < int(0.8 * in_a_pass)
+        return {"passes": passes, "passes_shuffled_together": passes - is_last_apart}
+
     def _build_document_sample_shuffle_indices(self) -> tuple[npt.NDArray[Any], ...]:
         key = {
             "what": "packing of megatron-core 0.16.1",
@@ -139,8 +152,10 @@ class SequenceOrder:
             if error := source.lacks_a_sequence(packing.seq_length):
                 raise UserError(error)
         self.names = [source.name for source in sources]
-        self._sequences = sequences
+        self._sequences, self._packing = sequences, packing
+        self._sources = list(sources)
         shares = np.asarray(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)
+        self._shares = shares
         self._blend: Arrays | None = None
         drawn = [sequences]
         if len(sources) > 1:
@@ -162,6 +177,25 @@ class SequenceOrder:
         source, number = self._locate(position)
         item = self._datasets[source][number]
         return Sample(item["tokens"], item["labels"], item["loss_mask"])
+
+    def describe(self) -> dict[str, Any]:
+        """All that the order depends on, for a checkpoint's record.
+
+        Two orders with equal descriptions hold the same sequences at the same positions, as far as both go.
+        """
+        sources = [
+            {
+                "name": source.name,
+                "path": str(source.file.prefix),
+                "documents": source.lengths_digest,
+                "share": share,
+                **dataset.laid_out,
+            }
+            for source, share, dataset in zip(
+                self._sources, self._shares.tolist(), self._datasets, strict=True
+            )
+        ]
+        return {"seq_length": self._packing.seq_length, "seed": self._packing.seed, "sources": sources}
 
     def source_of(self, position: int) -> str:
         """The name of the source that the sequence at `position` comes from."""

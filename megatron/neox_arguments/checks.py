@@ -381,13 +381,23 @@ for _kind, _names in (("train", "data_names"), ("valid", "valid_data_names"), ("
 # --- where things go ---
 
 
-@_check("save", "checkpoint_factor", "keep_last_n_checkpoints")
+_SAVING = (
+    "checkpoint_factor",
+    "keep_last_n_checkpoints",
+    "checkpoint_milestone_factor",
+    "extra_save_iters",
+    "async_save",
+)
+
+
+@_check("save", *_SAVING)
 def _saving(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
     checkpoint = cfg.checkpoint
-    for key in ("checkpoint_factor", "keep_last_n_checkpoints"):
+    for key in _SAVING:
         value = getattr(checkpoint, key)
-        if value is not None and checkpoint.save is None:
-            yield Problem(key, value, "has no meaning without save", "set save to a folder, or remove it")
+        if value and checkpoint.save is None:
+            shown = list(value) if isinstance(value, tuple) else value
+            yield Problem(key, shown, "has no meaning without save", "set save to a folder, or remove it")
 
 
 @_check("load", "iteration", "finetune", "no_load_optim", "no_load_rng", "save")

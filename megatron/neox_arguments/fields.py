@@ -60,6 +60,7 @@ def key(
 Whole = Annotated[int, BeforeValidator(_whole)]
 Positive = Annotated[int, Field(gt=0), BeforeValidator(_whole)]
 NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Iterations = Annotated[tuple[Positive, ...], Field(strict=False)]
 FilePath = Annotated[Path, Field(strict=False)]
 Paths = Annotated[tuple[FilePath, ...], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]

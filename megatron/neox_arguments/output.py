@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .fields import Concern, FilePath, NonNegative, Positive, key
+from .fields import Concern, FilePath, Iterations, NonNegative, Positive, key
 
 
 class CheckpointConfig(Concern):
@@ -20,7 +20,23 @@ class CheckpointConfig(Concern):
     checkpoint_factor: Positive | None = key(
         None, "Steps between two checkpoints.", aliases=("save_interval",), derived="only at the end"
     )
-    keep_last_n_checkpoints: Positive | None = key(None, "Checkpoints that are kept.", derived="all")
+    keep_last_n_checkpoints: Positive | None = key(
+        None, "Newest checkpoints that are kept, milestones not counted.", derived="all"
+    )
+    checkpoint_milestone_factor: Positive | None = key(
+        None, "Steps between two milestones: checkpoints that are written too and never removed."
+    )
+    extra_save_iters: Iterations = key((), "Further iterations that are milestones.")
+    async_save: bool = key(
+        False,
+        "Write checkpoints from a copy in the host's memory, as large as a rank's share of one, while "
+        "training goes on.",
+    )
+    checkpoint_verify: Literal["full", "sizes", "none"] = key(
+        "full",
+        "How a checkpoint is compared with its manifest before training: every byte (each file is read once "
+        "more, about 1 s for each GB of a rank's share), sizes of files, or not at all.",
+    )
     no_load_optim: bool = key(False, "Do not take the optimizer's state from the checkpoint.")
     no_load_rng: bool = key(False, "Do not take the random number generators' state from the checkpoint.")
 

@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron.backend import Backend
-from megatron.checkpointing import folders
-from megatron.checkpointing import state as checkpoint_state
-from megatron.checkpointing.record import BASE_FILES
 from megatron.data.blend import Blends
 from megatron.data.loader import batches
 from megatron.monitoring import EvalReport, Monitor
 from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
+from megatron.trainer.checkpoints import Checkpoints
 from megatron.trainer.interruption import StopRequest
 from megatron.trainer.meter import Meter
 from megatron.trainer.schedule import learning_rate
-from megatron.trainer.setup import TrainingState, record_of
+from megatron.trainer.setup import TrainingState
 from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
 from megatron.trainer.telling import way_back
 from megatron.trainer.validation import evaluate
@@ -42,7 +41,7 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Trains until `train_iters`, or until asked to stop; saves at both ends and every `checkpoint_factor`.
+    """Trains until `train_iters`, or until asked to stop; saves then and where the configuration says.
 
     Raises:
         UserError: the loss or the gradient is not finite, or the last checkpoint cannot be written.
@@ -65,16 +64,20 @@ def train(run: Run) -> None:
         num_workers=cfg.data.num_workers,
     )
     meter = Meter(cfg, backend, state.built.padded_vocab_size)
+    checkpoints = Checkpoints(cfg, backend, state, run.tokenizer, run.monitor, meter, run.log)
     if cfg.validation.eval_at_start and progress.iteration == 0:
-        _evaluate(run, meter)
+        _evaluate(run, meter, checkpoints)
 
+    # What is there now stays to the end. megatron-core collects garbage in every save, and walking through
+    # all that the imports left took 0.3 s of each.
+    gc.freeze()
     while progress.iteration < cfg.schedule.train_iters:
         lr = learning_rate(cfg, progress.iteration + 1)
         local_loss = compute_gradients(state, cfg, backend, micro_batches)
         loss, stops = reduce_over_ranks(local_loss, run.stop.was_asked, backend)
-        _refuse_non_finite(run, "loss", loss, progress.iteration + 1)
+        _refuse_non_finite(run, checkpoints, "loss", loss, progress.iteration + 1)
         grad_norm = update_weights(state, cfg, lr)
-        _refuse_non_finite(run, "gradient norm", grad_norm, progress.iteration + 1)
+        _refuse_non_finite(run, checkpoints, "gradient norm", grad_norm, progress.iteration + 1)
         progress.iteration += 1
         progress.sequences_seen += shape.global_
         progress.tokens_seen += tokens_per_step
@@ -86,13 +89,12 @@ def train(run: Run) -> None:
         else:
             run.monitor.tick(progress.iteration)
         if progress.iteration % cfg.validation.eval_interval == 0 or is_last:
-            _evaluate(run, meter)
+            _evaluate(run, meter, checkpoints)
         if stops or is_last:
             break
-        if cfg.checkpoint.checkpoint_factor and progress.iteration % cfg.checkpoint.checkpoint_factor == 0:
-            _save(run, meter, is_final=False)
+        checkpoints.after_step()
 
-    _save(run, meter, is_final=True)
+    checkpoints.save(is_final=True)
     if progress.iteration < cfg.schedule.train_iters:
         run.log(f"stopped by {run.stop.signal_name or 'another rank'} after iteration {progress.iteration}; "
                 "the same command goes on from here")  # fmt: skip
@@ -102,46 +104,25 @@ def train(run: Run) -> None:
         run.monitor.evaluation(EvalReport(progress.iteration, "test", losses))
 
 
-def _evaluate(run: Run, meter: Meter) -> None:
+def _evaluate(run: Run, meter: Meter, checkpoints: Checkpoints) -> None:
     if not run.blends.valid or not run.cfg.validation.eval_iters:
         return
     paused = meter.pause()
     losses = evaluate(run.state, run.cfg, run.backend, run.blends.valid)
     run.monitor.evaluation(EvalReport(run.state.progress.iteration, "valid", losses))
     for name, loss in losses.items():
-        _refuse_non_finite(run, f"validation loss of {name}", loss, run.state.progress.iteration)
+        _refuse_non_finite(run, checkpoints, f"validation loss of {name}", loss, run.state.progress.iteration)
     meter.resume(paused)
 
 
-def _save(run: Run, meter: Meter, *, is_final: bool) -> None:
-    """Saves; a failure between is said and the run goes on, a failure at the end is an error."""
-    save = run.cfg.checkpoint.save
-    if save is None:
-        return
-    iteration = run.state.progress.iteration
-    paused = meter.pause()
-    record = record_of(run.state, run.cfg, run.backend, run.tokenizer)
-    try:
-        folder = checkpoint_state.save(
-            save, run.state.trainable, record, run.backend, run.state.base_files, run.tokenizer.files
-        )
-    except checkpoint_state.SaveFailed as failure:
-        run.monitor.event("checkpoint failed", {"iteration": iteration, "why": str(failure)})
-        if is_final:
-            raise UserError(f"{failure}; put that right and run the same command again") from failure
-        run.log(f"warning: {failure}; training goes on, the next one is tried as usual")
-    else:
-        run.monitor.event("checkpoint", {"iteration": iteration, "folder": str(folder)})
-        run.state.base_files = folder / BASE_FILES  # the ones this run began with may be removed below
-        if run.backend.is_main and run.cfg.checkpoint.keep_last_n_checkpoints is not None:
-            folders.keep_newest(save, run.cfg.checkpoint.keep_last_n_checkpoints)
-    meter.resume(paused)
+def _refuse_non_finite(run: Run, checkpoints: Checkpoints, what: str, value: float, iteration: int) -> None:
+    """`iteration` is the one to report; the weights at fault are those the run holds now.
 
-
-def _refuse_non_finite(run: Run, what: str, value: float, iteration: int) -> None:
-    """`iteration` is the one to report; the weights at fault are those the run holds now."""
+    `value` is equal on every rank, and so all of them come here together.
+    """
     if math.isfinite(value):
         return
+    checkpoints.settle()  # what is being written was good
     run.monitor.event("not finite", {"iteration": iteration, "what": what, "value": str(value)})
     raise UserError(
         f"{what}={value} at iteration {iteration}: must be finite, so the run stops and saves nothing; "

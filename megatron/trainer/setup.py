@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from megatron.backend import Backend
-from megatron.checkpointing import folders
 from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
 from megatron.checkpointing.state import Trainable, layout_of, load_all, load_weights
 from megatron.core.distributed import (
@@ -27,6 +26,7 @@ from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer, pad_vocab
 from megatron.trainer.adam import give_to_megatron_core
+from megatron.trainer.start import Start
 
 
 @dataclass
@@ -44,6 +44,7 @@ class TrainingState:
 
     built: BuiltModel
     trainable: Trainable
+    data: dict[str, Any] | None = None  # the order that `progress` counts in
     progress: Progress = field(default_factory=Progress)
     rotary_history: list[dict[str, Any]] = field(default_factory=list)
     base_files: Path | None = None
@@ -94,30 +95,6 @@ def wrap(cfg: RunConfig, built: BuiltModel) -> Trainable:
     return Trainable(model, core_optimizer)
 
 
-def _source_of(cfg: RunConfig, log: Callable[[str], None]) -> tuple[Path | None, bool]:
-    """The checkpoint to start from, and whether it is this run's own (then all of its state is taken)."""
-    checkpoint = cfg.checkpoint
-    save, load, iteration = checkpoint.save, checkpoint.load, checkpoint.iteration
-    goes_back = load is not None and load == save and iteration is not None
-    # An `iteration` of another folder is where this run began: the same command goes on all the same.
-    own = folders.find(save) if save is not None and not goes_back else None
-    if own is not None:
-        if load not in (None, save):
-            log(f"resuming {own}: `save` holds a checkpoint, so `load` ({load}) is not read")
-        return own, True
-    if load is None:
-        return None, False
-    found = folders.find(load, iteration)
-    if goes_back:
-        log(f"going back to {found}; checkpoints after it are replaced as the run comes to them")
-    elif found is None and load != save:
-        raise UserError(
-            f"load={load}: no checkpoint there; give a folder with `latest`, or remove the key "
-            "to train from scratch"
-        )
-    return found, goes_back or not checkpoint.finetune
-
-
 def check_world(cfg: RunConfig, backend: Backend, padded_vocab_size: int) -> None:
     """Refuses what a layout cannot do, by name.
 
@@ -136,9 +113,16 @@ def check_world(cfg: RunConfig, backend: Backend, padded_vocab_size: int) -> Non
 
 
 def prepare(
-    cfg: RunConfig, backend: Backend, tokenizer: Tokenizer, log: Callable[[str], None]
+    cfg: RunConfig,
+    backend: Backend,
+    tokenizer: Tokenizer,
+    start: Start | None,
+    data: dict[str, Any],
+    log: Callable[[str], None],
 ) -> TrainingState:
     """Builds the model and its optimizer, and fills them from a checkpoint where there is one.
+
+    `data` describes the order in which the run reads its sequences.
 
     Raises:
         UserError: the checkpoint does not fit the run; the message lists every difference.
@@ -152,21 +136,69 @@ def prepare(
         )
     padded = pad_vocab(vocab_size, cfg.model.make_vocab_size_divisible_by, backend.tensor_parallel_size)
     check_world(cfg, backend, padded)
-    source, is_own = _source_of(cfg, log)
-    record = None
-    if source is not None:
-        record = CheckpointRecord.read(source)
-        record.refuse_other_shape(source, cfg.model, vocab_size)
-        _refuse_other_tokenizer(record, source, tokenizer)
+    if start is not None:
+        start.record.refuse_other_shape(start.folder, cfg.model, vocab_size)
+        _refuse_other_tokenizer(start.record, start.folder, tokenizer)
+        if start.is_own:
+            _refuse_other_data(start.record, start.folder, data, log)
     log(give_to_megatron_core())
-    built = build(cfg, backend, vocab_size, padded, initialize=source is None)
+    built = build(cfg, backend, vocab_size, padded, initialize=start is None)
     log(built.attention.describe())
-    state = TrainingState(built, wrap(cfg, built))
-    if source is None or record is None:
+    state = TrainingState(built, wrap(cfg, built), data)
+    if start is None:
         log("weights: drawn at random, no checkpoint given")
     else:
-        _fill(state, cfg, backend, source, record, is_own, log)
+        _fill(state, cfg, backend, start, log)
     return state
+
+
+def _refuse_other_data(
+    record: CheckpointRecord, source: Path, data: dict[str, Any], log: Callable[[str], None]
+) -> None:
+    """Refuses to go on in another order than the one `sequences_seen` counts in."""
+    if record.sequences_seen == 0:
+        return
+    if record.data is None:
+        log(f"{source} does not say in which order it read its data; it is taken to be that of this run")
+        return
+    changes = list(_data_changes(record.data, data))
+    if changes:
+        raise UserError(
+            "\nerror: ".join(
+                f"{change}: the checkpoint {source} has read {record.sequences_seen:,} sequences {before}, "
+                "and going on in another order would repeat some and skip others; put it back, or begin a "
+                f"new run with its weights: load={source}, finetune=true and another save"
+                for change, before in changes
+            )
+        )
+
+
+def _data_changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each key whose value changes the order, with what it was."""
+    for key in ("seq_length", "seed"):
+        if before[key] != now[key]:
+            yield f"{key}={now[key]}", f"with {before[key]}"
+    theirs, ours = before["sources"], now["sources"]
+    if [source["documents"] for source in theirs] != [source["documents"] for source in ours]:
+        names = ", ".join(source["path"] for source in theirs)
+        paths = [source["path"] for source in ours]
+        yield f"train_data_paths={paths}", f"of {names}, with other documents or in another order"
+        return
+    shares = [source["share"] for source in theirs]
+    if shares != [source["share"] for source in ours]:
+        yield (
+            f"train_data_weights={[round(source['share'], 6) for source in ours]}",
+            f"with shares {[round(share, 6) for share in shares]}",
+        )
+        return
+    for old, new in zip(theirs, ours, strict=True):
+        passes = ("passes", "passes_shuffled_together")
+        if [old[key] for key in passes] != [new[key] for key in passes]:
+            yield (
+                f"train_iters: asks for {new['passes']} passes over {new['name']}, the first "
+                f"{new['passes_shuffled_together']} shuffled together",
+                f"of an order with {old['passes']} passes, {old['passes_shuffled_together']} together",
+            )
 
 
 def _refuse_other_tokenizer(record: CheckpointRecord, source: Path, tokenizer: Tokenizer) -> None:
@@ -182,11 +214,10 @@ def _fill(
     state: TrainingState,
     cfg: RunConfig,
     backend: Backend,
-    source: Path,
-    record: CheckpointRecord,
-    is_own: bool,
+    start: Start,
     log: Callable[[str], None],
 ) -> None:
+    source, record, is_own = start.folder, start.record, start.is_own
     takes_optimizer = is_own and record.has_optimizer and not cfg.checkpoint.no_load_optim
     if takes_optimizer:
         load_all(source, state.trainable, record, backend, with_random_state=not cfg.checkpoint.no_load_rng)
@@ -228,4 +259,5 @@ def record_of(
         has_optimizer=True,
         rotary_history=state.rotary_history,
         run=cfg.model_dump(mode="json"),
+        data=state.data,
     )

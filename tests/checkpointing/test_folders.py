@@ -39,12 +39,42 @@ def test_unfinished_folders_are_not_checkpoints(tmp_path: Path) -> None:
     assert folders.iterations_in(tmp_path) == [5]
 
 
-def test_the_newest_are_kept_and_latest_is_never_removed(tmp_path: Path) -> None:
+def test_the_newest_are_kept(tmp_path: Path) -> None:
     make(tmp_path, 1, 2, 3, 4)
-    folders.mark_latest(tmp_path, 1)  # somebody went back
-    assert folders.keep_newest(tmp_path, 2) == [tmp_path / "global_step2"]
-    assert folders.iterations_in(tmp_path) == [1, 3, 4]
-    assert sorted(entry.name for entry in tmp_path.iterdir())[0] == "global_step1", "nothing half removed"
+    folders.mark_latest(tmp_path, 4)
+    assert folders.keep_newest(tmp_path, 2) == [tmp_path / "global_step1", tmp_path / "global_step2"]
+    assert folders.iterations_in(tmp_path) == [3, 4]
+    assert sorted(entry.name for entry in tmp_path.iterdir())[0] == "global_step3", "nothing half removed"
+
+
+def test_those_after_latest_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    make(tmp_path, 1, 2, 3, 4)
+    folders.mark_latest(tmp_path, 2)  # somebody went back
+    assert folders.keep_newest(tmp_path, 1) == [tmp_path / "global_step1"]
+    assert folders.iterations_in(tmp_path) == [2, 3, 4]
+
+
+def test_milestones_stay_and_are_not_counted(tmp_path: Path) -> None:
+    make(tmp_path, 1, 2, 3, 4, 5, 6)
+    folders.mark_latest(tmp_path, 6)
+    folders.keep_newest(tmp_path, 2, lambda iteration: iteration % 2 == 0)
+    assert folders.iterations_in(tmp_path) == [2, 3, 4, 5, 6]
+
+
+def test_a_replacement_that_was_cut_short_is_undone(tmp_path: Path) -> None:
+    """Killed between the two renames: the old one is out of its place, the new one not in it."""
+    make(tmp_path, 4, 8)
+    folders.mark_latest(tmp_path, 8)
+    assert folders.undo_half_replaced(tmp_path) is None, "nothing to undo"
+    step = tmp_path / "global_step8"
+    step.rename(folders.removed_path(step))
+    (tmp_path / folders.unfinished_name(8)).mkdir()
+    assert folders.undo_half_replaced(tmp_path) == step
+    assert folders.find(tmp_path) == step
+    old = folders.removed_path(tmp_path / "global_step4")
+    old.mkdir()  # half removed: `latest` does not name it
+    assert folders.undo_half_replaced(tmp_path) is None
+    assert old.is_dir()
 
 
 def test_a_whole_checkpoint_takes_its_place_and_latest_moves(tmp_path: Path) -> None:

@@ -198,6 +198,23 @@ def test_end_of_document_can_be_left_out_of_the_loss(tmp_path: Path) -> None:
     assert masked.loss_mask_S.tolist() == [0.0 if token == 2 else 1.0 for token in masked.tokens_S.tolist()]
 
 
+def test_orders_that_are_described_alike_begin_alike_and_others_do_not(tmp_path: Path) -> None:
+    """What a checkpoint's record says of its data decides whether a longer run may go on with it."""
+    prefix = write_documents(tmp_path / "data", random_documents(3, 12))
+    in_a_pass = source_of(prefix).sequences(SEQ_LENGTH)
+    lengths = [in_a_pass // 2, *(in_a_pass * tenths // 10 for tenths in (9, 11, 15, 17, 19, 21, 26, 29))]
+    orders = [order_of(prefix, length) for length in lengths]
+    verdicts = set()
+    for number, longer in enumerate(orders):
+        for shorter in orders[:number]:
+            is_same = rows(longer)[: len(shorter)] == rows(shorter)
+            assert (longer.describe() == shorter.describe()) == is_same
+            verdicts.add(is_same)
+    assert verdicts == {True, False}
+    changed = order_of(prefix, lengths[0], seed=5)
+    assert changed.describe() != orders[0].describe()
+
+
 def test_a_source_without_a_whole_sequence_is_refused(tmp_path: Path) -> None:
     prefix = write_documents(tmp_path / "p", [[1]] * SEQ_LENGTH)
     with pytest.raises(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.llamas import run_config
 
 if TYPE_CHECKING:
+    from megatron.checkpointing.record import CheckpointRecord
     from megatron.data.loader import MicroBatch
 
 GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 8, 2, 64, 512
@@ -36,18 +37,24 @@ def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) 
 
 
 def train_curve(
-    steps: int, changes: dict[str, Any], save: str | None = None, save_at: int = 0, resume: bool = False
+    steps: int,
+    changes: dict[str, Any],
+    save: str | None = None,
+    save_at: int = 0,
+    resume: bool = False,
+    copy_to: str | None = None,
 ) -> dict[str, Any]:
     """Trains `steps` steps; returns losses, gradient norms and digests of this rank's weights.
 
     "weights" is of all of them, "uncut" of those that every tensor parallel rank holds whole.
-    With `save`, writes a checkpoint after `save_at` steps; with `resume`, starts from the one there.
+    With `save`, writes a checkpoint after `save_at` steps; with `resume`, starts from the one there, and with
+    `copy_to` writes it again, as this layout holds it, before the first step.
     """
     from megatron.backend import initialize
     from megatron.checkpointing import folders
     from megatron.checkpointing.record import CheckpointRecord
+    from megatron.checkpointing.saving import save as save_checkpoint
     from megatron.checkpointing.state import load_all
-    from megatron.checkpointing.state import save as save_checkpoint
     from megatron.model import build
     from megatron.trainer.adam import give_to_megatron_core
     from megatron.trainer.setup import TrainingState, wrap
@@ -66,6 +73,9 @@ def train_curve(
         record = CheckpointRecord.read(folder)
         load_all(folder, state.trainable, record, backend)
         start = record.iteration
+        if copy_to is not None:
+            again = record_at(cfg, backend, start)
+            save_checkpoint(Path(copy_to), state.trainable, again, backend, None, [])
     batches = micro_batches(start, backend.data_parallel_size, backend.data_parallel_rank)
     losses, norms = [], []
     for step in range(start, steps):
@@ -73,7 +83,8 @@ def train_curve(
         losses.append(reduce_over_ranks(local, False, backend)[0])
         norms.append(update_weights(state, cfg, lr=3e-3 / (1 + 0.05 * step)))
         if save is not None and not resume and step + 1 == save_at:
-            _save(state, cfg, backend, save, step + 1, save_checkpoint)
+            record = record_at(cfg, backend, step + 1)
+            save_checkpoint(Path(save), state.trainable, record, backend, None, [])
     parameters = dict(state.model.named_parameters())
     uncut = {n: p for n, p in parameters.items() if not getattr(p, "tensor_model_parallel", False)}
     return {"losses": losses, "norms": norms, "weights": _digest(parameters), "uncut": _digest(uncut)}
@@ -91,11 +102,12 @@ def train_curves(steps: int, calls: list[tuple[Any, ...]]) -> list[dict[str, Any
     return curves
 
 
-def _save(state: Any, cfg: Any, backend: Any, save: str, iteration: int, save_checkpoint: Any) -> None:
+def record_at(cfg: Any, backend: Any, iteration: int) -> CheckpointRecord:
+    """The record of a checkpoint of this model after so many steps."""
     from megatron.checkpointing.record import CheckpointRecord
     from megatron.checkpointing.state import layout_of
 
-    record = CheckpointRecord(
+    return CheckpointRecord(
         iteration=iteration,
         sequences_seen=iteration * GLOBAL_BATCH,
         tokens_seen=iteration * GLOBAL_BATCH * SEQ_LENGTH,
@@ -107,7 +119,6 @@ def _save(state: Any, cfg: Any, backend: Any, save: str, iteration: int, save_ch
         layout=layout_of(backend),
         has_optimizer=True,
     )
-    save_checkpoint(Path(save), state.trainable, record, backend, None, [])
 
 
 def _digest(parameters: dict[str, Any]) -> str:

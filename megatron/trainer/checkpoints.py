@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a run saves, what it says about it, and which checkpoints it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron.backend import Backend
+from megatron.checkpointing import folders
+from megatron.checkpointing.record import BASE_FILES
+from megatron.checkpointing.saving import SaveFailed, Saver
+from megatron.monitoring import Monitor
+from megatron.neox_arguments.config import CheckpointConfig, RunConfig
+from megatron.neox_arguments.errors import UserError
+from megatron.tokenizer import Tokenizer
+from megatron.trainer.meter import Meter
+from megatron.trainer.setup import TrainingState, record_of
+
+
+def is_milestone(checkpoint: CheckpointConfig, iteration: int) -> bool:
+    """Whether a checkpoint of this iteration is never removed."""
+    factor = checkpoint.checkpoint_milestone_factor
+    return iteration in checkpoint.extra_save_iters or (factor is not None and iteration % factor == 0)
+
+
+class Checkpoints:
+    """Saves a run. The methods are called on every rank, at the same steps."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        backend: Backend,
+        state: TrainingState,
+        tokenizer: Tokenizer,
+        monitor: Monitor,
+        meter: Meter,
+        log: Callable[[str], None],
+    ) -> None:
+        self._cfg, self._backend, self._state, self._tokenizer = cfg, backend, state, tokenizer
+        self._monitor, self._meter, self._log = monitor, meter, log
+        checkpoint = cfg.checkpoint
+        self._begun_at = 0
+        self._saver: Saver | None = None
+        if checkpoint.save is not None:
+            in_background = checkpoint.async_save
+            self._saver = Saver(checkpoint.save, state.trainable, backend, in_background=in_background)
+
+    def after_step(self) -> None:
+        """Completes what was written in the background, and saves where this iteration is one to save."""
+        if self._saver is not None and self._saver.is_busy and self._saver.is_ready():
+            self.settle()
+        checkpoint, iteration = self._cfg.checkpoint, self._state.progress.iteration
+        factor = checkpoint.checkpoint_factor
+        if (factor is not None and iteration % factor == 0) or is_milestone(checkpoint, iteration):
+            self.save(is_final=False)
+
+    def save(self, *, is_final: bool) -> None:
+        """Saves; a failure between is said and the run goes on, a failure at the end is an error.
+
+        Raises:
+            UserError: the final checkpoint cannot be written.
+        """
+        if self._saver is None:
+            return
+        self.settle()
+        paused = self._meter.pause()
+        self._begun_at = self._state.progress.iteration
+        record = record_of(self._state, self._cfg, self._backend, self._tokenizer)
+        try:
+            self._saver.begin(record, self._state.base_files, self._tokenizer.files)
+        except SaveFailed as failure:
+            self._failed(failure, is_final=is_final)
+        self._meter.resume(paused)
+        if is_final or not self._cfg.checkpoint.async_save:
+            self.settle(is_final=is_final)
+
+    def settle(self, *, is_final: bool = False) -> None:
+        """Waits for a save that is begun, if there is one, and completes it."""
+        if self._saver is None or not self._saver.is_busy:
+            return
+        paused = self._meter.pause()
+        try:
+            self._done(self._saver.finish())
+        except SaveFailed as failure:
+            self._failed(failure, is_final=is_final)
+        self._meter.resume(paused)
+
+    def _done(self, folder: Path) -> None:
+        checkpoint = self._cfg.checkpoint
+        self._monitor.event("checkpoint", {"iteration": self._begun_at, "folder": str(folder)})
+        self._state.base_files = folder / BASE_FILES  # the ones this run began with may be removed below
+        if self._backend.is_main and checkpoint.keep_last_n_checkpoints is not None:
+            folders.keep_newest(
+                folder.parent,
+                checkpoint.keep_last_n_checkpoints,
+                lambda iteration: is_milestone(checkpoint, iteration),
+            )
+
+    def _failed(self, failure: SaveFailed, *, is_final: bool) -> None:
+        self._monitor.event("checkpoint failed", {"iteration": self._begun_at, "why": str(failure)})
+        if is_final:
+            raise UserError(f"{failure}; put that right and run the same command again") from failure
+        self._log(f"warning: {failure}; training goes on, the next one is tried as usual")
