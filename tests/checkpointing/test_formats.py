@@ -378,6 +378,11 @@ def latest_outside(folder: Path) -> None:
     (folder / "latest").write_text("../hf")
 
 
+def tiktoken_instead(folder: Path) -> None:
+    (folder.parent / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+
+
 def other_tensor(folder: Path) -> None:
     path = folder / "consolidated.00.pth"
     torch.save({**torch.load(path), "adapter": torch.ones(2)}, path)
@@ -414,10 +419,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     ),
     "tiktoken": (
         "Meta, 1 file",
-        lambda at: (
-            (at.parent / "tokenizer.json").unlink(),
-            (at / "tokenizer.model").write_text("IQ== 0\nIg== 1\n"),
-        ),
+        tiktoken_instead,
         "is a tiktoken file",
     ),
     "no tokenizer": (
@@ -433,7 +435,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     ),
     "a layer missing": (
         "GPT-NeoX layers, GQA",
-        lambda at: [file.unlink() for file in (at / "global_step7").glob("layer_03-*")],
+        lambda at: [path.rename(path.with_suffix(".gone")) for path in at.glob("*/layer_03-*")],
         "missing: model.layers.1",
     ),
     "latest outside": ("GPT-NeoX layers, GQA", latest_outside, "no config.json"),
