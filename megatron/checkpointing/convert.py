@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from megatron.checkpointing import folders, huggingface, mapping, tensors
+from megatron.checkpointing import export_files, folders, huggingface, mapping, tensors
 from megatron.checkpointing.lazy import LazyTensor, Splitter, join
 from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
 from megatron.checkpointing.safetensors_file import bytes_of
@@ -231,7 +231,7 @@ def _write_model_yaml(
 
 
 def neox_to_hf(source: Path, output: Path, iteration: int | None = None) -> Path:
-    """Writes a Hugging Face folder from a checkpoint: safetensors, configuration, tokenizer.
+    """Writes a Hugging Face folder from a checkpoint: safetensors, configuration, tokenizer, model card.
 
     Returns the checkpoint folder that was read.
 
@@ -253,6 +253,7 @@ def neox_to_hf(source: Path, output: Path, iteration: int | None = None) -> Path
         base_config = huggingface.read_json(base / "config.json") if (base / "config.json").is_file() else {}
         config = huggingface.config_of(record, base_config)
         folders.write_atomically(unfinished / "config.json", _json(config))
+        export_files.write_companions(unfinished, output.resolve().name, record, config)
 
     _write_whole(output, write)
     return folder
