@@ -1,23 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face → here, and here → Hugging Face: both walk the one table of mapping.py."""
+"""Models of others → here, and here → Hugging Face: both walk the one table of mapping.py."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from megatron.checkpointing import folders, huggingface, manifest, mapping, tensors
+from megatron.checkpointing import export_files, folders, huggingface, manifest, mapping, tensors
+from megatron.checkpointing.lazy import LazyTensor, Splitter, join
 from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
+from megatron.checkpointing.safetensors_file import bytes_of
+from megatron.checkpointing.sources import Hints, Source, open_source, tokenizer_type
 from megatron.neox_arguments.config import ModelConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer, build_tokenizer, pad_vocab
+
+# What transformers needs to know of a tokenizer.model that comes alone, as from Meta.
+_SENTENCEPIECE_CONFIG = {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "legacy": True,
+}
 
 
 def _fresh_sibling(target: Path) -> Path:
@@ -39,22 +55,12 @@ def refuse_existing(target: Path) -> None:
         raise UserError(f"--output={target}: is there already; choose a new folder, or remove it first")
 
 
-def _tokenizer_of(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
-    """The folder's tokenizer and the two keys that name it in a run configuration."""
-    for file_name, kind in (("tokenizer.json", "HFTokenizer"), ("tokenizer.model", "SPMTokenizer")):
-        if (folder / file_name).is_file():
-            keys = {"tokenizer_type": kind, "vocab_file": file_name}
-            return build_tokenizer(kind, folder / file_name), keys
-    raise UserError(
-        f"--input={folder}: neither tokenizer.json nor tokenizer.model there; copy the tokenizer in"
-    )
-
-
 def _model_config(keys: dict[str, Any]) -> ModelConfig:
     return ModelConfig(seq_length=keys["max_position_embeddings"], **keys)
 
 
-def _refuse_other_tensors(found: set[str], expected: set[str], folder: Path) -> None:
+def _refuse_other_tensors(source: Source, expected: set[str]) -> None:
+    found = set(source.tensors)
     missing, unknown = sorted(expected - found), sorted(found - expected)
     # Old exports carry a table that is computed here, and tied models may repeat the embedding.
     unknown = [
@@ -62,13 +68,70 @@ def _refuse_other_tensors(found: set[str], expected: set[str], folder: Path) -> 
     ]
     if missing or unknown:
         raise UserError(
-            f"--input={folder}: tensors missing: {', '.join(missing[:5]) or 'none'}; "
-            f"unknown: {', '.join(unknown[:5]) or 'none'}; its config.json does not describe its weights"
+            f"--input={source.folder}: tensors missing: {', '.join(missing[:5]) or 'none'}; "
+            f"unknown: {', '.join(unknown[:5]) or 'none'}; take both from one model"
         )
 
 
-def hf_to_neox(source: Path, output: Path, tensor_parallel_size: int) -> CheckpointRecord:
-    """Writes OUTPUT/global_step0, OUTPUT/latest and OUTPUT/model.yml from a Hugging Face model.
+def _refuse_other_shapes(source: Source, keys: dict[str, Any]) -> None:
+    """What the table cannot see: it takes whatever width the tensors have."""
+    hidden, ffn = keys["hidden_size"], keys["intermediate_size"]
+    queries, key_rows = (keys[heads] * keys["head_dim"] for heads in ("num_attention_heads", "num_kv_heads"))
+    expected = {
+        "embed_tokens.weight": (keys["vocab_size"], hidden),
+        "lm_head.weight": (keys["vocab_size"], hidden),
+        "q_proj.weight": (queries, hidden),
+        "k_proj.weight": (key_rows, hidden),
+        "v_proj.weight": (key_rows, hidden),
+        "o_proj.weight": (hidden, queries),
+        "gate_proj.weight": (ffn, hidden),
+        "up_proj.weight": (ffn, hidden),
+        "down_proj.weight": (hidden, ffn),
+    }
+    for name, tensor in source.tensors.items():
+        shape = expected.get(".".join(name.split(".")[-2:]), tuple(tensor.outline.shape))
+        if tuple(tensor.outline.shape) != shape:
+            raise UserError(
+                f"--input={source.folder}: {name} is {list(tensor.outline.shape)}, by its configuration "
+                f"{list(shape)}; take both from one model"
+            )
+
+
+def _joined(source: Source, keys: dict[str, Any], geometry: mapping.Geometry) -> dict[str, LazyTensor]:
+    """The tensors as they are here, by their names here, in the order of the table.
+
+    Raises:
+        UserError: the source has other tensors than its configuration says, or of other shapes.
+    """
+    rows = list(mapping.table(geometry))
+    _refuse_other_tensors(source, {name for row in rows for name in row.theirs})
+    _refuse_other_shapes(source, keys)
+    return {
+        row.ours: join(
+            [source.tensors[name] for name in row.theirs], functools.partial(_join_row, row, geometry)
+        )
+        for row in rows
+    }
+
+
+def _join_row(row: mapping.Row, geometry: mapping.Geometry, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return row.join(parts, geometry)
+
+
+def _tokenizer_of(source: Source, vocab_size: int) -> Tokenizer:
+    tokenizer = build_tokenizer(tokenizer_type(source.tokenizer), source.tokenizer)
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{source.tokenizer}: has {tokenizer.vocab_size:,} ids, the model {vocab_size:,}; give the "
+            "model's own tokenizer, or resize the model's embeddings"
+        )
+    return tokenizer
+
+
+def hf_to_neox(
+    source_path: Path, output: Path, tensor_parallel_size: int, hints: Hints | None = None
+) -> tuple[CheckpointRecord, Source]:
+    """Writes OUTPUT/global_step0, OUTPUT/latest and OUTPUT/model.yml from a model of any known format.
 
     The checkpoint loads in any layout; `tensor_parallel_size` is checked against the model's shape and
     written into model.yml. Weights keep their dtype.
@@ -76,18 +139,14 @@ def hf_to_neox(source: Path, output: Path, tensor_parallel_size: int) -> Checkpo
     Raises:
         UserError: the model is not one that is converted, or a folder cannot be read or written.
     """
-    keys = huggingface.model_keys(huggingface.read_json(source / "config.json"))
-    model = _model_config(keys)
-    tokenizer, tokenizer_keys = _tokenizer_of(source)
-    vocab_size = int(keys["vocab_size"])
-    padded = pad_vocab(vocab_size, 1, tensor_parallel_size)
-    geometry = mapping.Geometry.of(model, vocab_size, padded)
     refuse_existing(output)
-    theirs = huggingface.HuggingFaceTensors(source)
-    rows = list(mapping.table(geometry))
-    _refuse_other_tensors(theirs.names, {name for row in rows for name in row.theirs}, source)
-    ours = {row.ours: row.join([theirs[name] for name in row.theirs], geometry) for row in rows}
-    dtype = str(next(iter(ours.values())).dtype).removeprefix("torch.")
+    source = open_source(source_path, hints)
+    keys = huggingface.model_keys(source.config)
+    model = _model_config(keys)
+    vocab_size = int(keys["vocab_size"])
+    tokenizer = _tokenizer_of(source, vocab_size)
+    padded = pad_vocab(vocab_size, 1, tensor_parallel_size)
+    ours = _joined(source, keys, mapping.Geometry.of(model, vocab_size, padded))
     record = CheckpointRecord(
         iteration=0,
         sequences_seen=0,
@@ -96,7 +155,7 @@ def hf_to_neox(source: Path, output: Path, tensor_parallel_size: int) -> Checkpo
         vocab_size=vocab_size,
         padded_vocab_size=padded,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        dtype=dtype,
+        dtype=str(next(iter(ours.values())).outline.dtype).removeprefix("torch."),
         layout={
             "model_parallel_size": tensor_parallel_size,
             "pipe_parallel_size": 1,
@@ -104,16 +163,27 @@ def hf_to_neox(source: Path, output: Path, tensor_parallel_size: int) -> Checkpo
         },
         has_optimizer=False,
     )
-    unfinished = _fresh_sibling(output)
-    try:
+
+    def write(unfinished: Path) -> None:
         step = unfinished / folders.step_name(0)
         step.mkdir()
         tensors.write_model(step, ours)
-        huggingface.copy_travelling(source, step / BASE_FILES)
+        vocab_file = _write_base(step / BASE_FILES, source, tokenizer)
         record.write(step)
         manifest.seal(step)
         folders.mark_latest(unfinished, 0)
+        tokenizer_keys = {"tokenizer_type": tokenizer.name, "vocab_file": vocab_file}
         _write_model_yaml(unfinished / "model.yml", output, keys, tokenizer_keys, tensor_parallel_size)
+
+    _write_whole(output, write)
+    return record, source
+
+
+def _write_whole(output: Path, write: Callable[[Path], None]) -> None:
+    """Has a folder written under a hidden name, and gives it its own when it is whole."""
+    unfinished = _fresh_sibling(output)
+    try:
+        write(unfinished)
         if output.exists():
             output.rmdir()  # it is empty: refuse_existing has looked
         os.replace(unfinished, output)
@@ -123,7 +193,22 @@ def hf_to_neox(source: Path, output: Path, tensor_parallel_size: int) -> Checkpo
         ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return record
+
+
+def _write_base(base: Path, source: Source, tokenizer: Tokenizer) -> str:
+    """The files that travel with the checkpoint; returns the name of the tokenizer's."""
+    if source.companions is not None:
+        huggingface.copy_travelling(source.companions, base)
+    base.mkdir(exist_ok=True)
+    name = "tokenizer.json" if source.tokenizer.suffix == ".json" else "tokenizer.model"
+    for file in tokenizer.files:
+        shutil.copyfile(file, base / (name if file == source.tokenizer else file.name))
+    if not (base / "config.json").is_file():
+        config = {"eos_token_id": tokenizer.eod_id, **source.config}
+        folders.write_atomically(base / "config.json", _json(config))
+    if name == "tokenizer.model" and not (base / "tokenizer_config.json").is_file():
+        folders.write_atomically(base / "tokenizer_config.json", _json(_SENTENCEPIECE_CONFIG))
+    return name
 
 
 def _write_model_yaml(
@@ -147,7 +232,7 @@ def _write_model_yaml(
 
 
 def neox_to_hf(source: Path, output: Path, iteration: int | None = None) -> Path:
-    """Writes a Hugging Face folder from a checkpoint: safetensors, configuration, tokenizer.
+    """Writes a Hugging Face folder from a checkpoint: safetensors, configuration, tokenizer, model card.
 
     Returns the checkpoint folder that was read.
 
@@ -161,47 +246,44 @@ def neox_to_hf(source: Path, output: Path, iteration: int | None = None) -> Path
         )
     record = CheckpointRecord.read(folder)
     refuse_existing(output)
-    unfinished = _fresh_sibling(output)
-    try:
+
+    def write(unfinished: Path) -> None:
         huggingface.write_weights(unfinished, exported_tensors(folder, record))
         base = folder / BASE_FILES
         huggingface.copy_travelling(base, unfinished)
         base_config = huggingface.read_json(base / "config.json") if (base / "config.json").is_file() else {}
         config = huggingface.config_of(record, base_config)
         folders.write_atomically(unfinished / "config.json", _json(config))
-        if output.exists():
-            output.rmdir()
-        os.replace(unfinished, output)
-    except OSError as error:
-        raise UserError(
-            f"--output={output}: writing failed ({error.strerror}); nothing was left there"
-        ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        export_files.write_companions(unfinished, output.resolve().name, record, config)
+
+    _write_whole(output, write)
     return folder
 
 
 def _json(content: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(content, indent=2) + "\n"
 
 
-def exported_tensors(folder: Path, record: CheckpointRecord) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields (Hugging Face name, tensor) of a checkpoint, in the order of the table."""
+def exported_tensors(folder: Path, record: CheckpointRecord) -> dict[str, LazyTensor]:
+    """A checkpoint's tensors by Hugging Face's names, in the order of the table."""
     model = ModelConfig(**record.model)
     geometry = mapping.Geometry.of(model, record.vocab_size, record.padded_vocab_size)
+    stored, splitter = tensors.open_model(folder), Splitter()
+    exported: dict[str, LazyTensor] = {}
     for row in mapping.table(geometry):
-        whole = tensors.read_model(folder, [row.ours])[row.ours]
-        yield from zip(row.theirs, row.split(whole, geometry), strict=True)
+        parts = splitter.split(stored[row.ours], functools.partial(_split_row, row, geometry))
+        exported.update(zip(row.theirs, parts, strict=True))
+    return exported
+
+
+def _split_row(row: mapping.Row, geometry: mapping.Geometry, whole: torch.Tensor) -> list[torch.Tensor]:
+    return row.split(whole, geometry)
 
 
 def digest_of(folder: Path) -> str:
     """A digest of a Hugging Face folder's tensors: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
-    theirs = huggingface.HuggingFaceTensors(folder)
-    for name in sorted(theirs.names):
-        tensor = theirs[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    for name, tensor in sorted(huggingface.open_tensors(folder).items()):
+        digest.update(f"{name} {tensor.outline.dtype} {tuple(tensor.outline.shape)}".encode())
+        digest.update(bytes_of(tensor.read()))
     return digest.hexdigest()

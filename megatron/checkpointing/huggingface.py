@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-
+from megatron.checkpointing.lazy import LazyTensor
 from megatron.checkpointing.record import CheckpointRecord
+from megatron.checkpointing.safetensors_file import open_safetensors, write_safetensors
+from megatron.checkpointing.sources import Hints, Source, find_tokenizer
+from megatron.checkpointing.torch_file import TorchFile
 from megatron.neox_arguments.config import ModelConfig
 from megatron.neox_arguments.errors import UserError, shown
 from megatron.neox_arguments.model import FAMILIES
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
 # Shards of 5 GB: the size Hugging Face's own `save_pretrained` long had.
 MAX_SHARD_BYTES = 5 * 10**9
 # Files of the base model that travel with a checkpoint, so that the export has them.
@@ -41,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object, or says what is wrong with the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"--input={path.parent}: no {path.name} there; give a Hugging Face model folder"
         ) from None
@@ -238,73 +239,81 @@ def config_of(record: CheckpointRecord, base_config: dict[str, Any]) -> dict[str
     return config
 
 
-def _shards_of(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise UserError(
-                    f"{folder / INDEX}: names {name!r}, which is not in this folder; download it again"
-                )
-        return [folder / name for name in names]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+def _listed(folder: Path, index: str) -> list[Path]:
+    """The files that an index names. They lie in the folder: a name is no path."""
+    weight_map = read_json(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{folder / index}: has no weight_map of names; download it again")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(
+                f"{folder / index}: names {name!r}, which is not in this folder; download it again"
+            )
+    return [folder / name for name in names]
+
+
+def open_tensors(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors of a model folder by name; safetensors are preferred to `.bin`.
+
+    Raises:
+        UserError: there are none, a file is damaged, or a `.bin` holds more than tensors.
+    """
+    readers: dict[str, Callable[[Path], dict[str, LazyTensor]]] = {
+        WEIGHTS: open_safetensors,
+        TORCH_WEIGHTS: lambda path: TorchFile(path).tensors(),
+    }
+    for name, open_file in readers.items():
+        shards = []
+        if (folder / (name + ".index.json")).is_file():
+            shards = _listed(folder, name + ".index.json")
+        elif (folder / name).is_file():
+            shards = [folder / name]
+        if shards:
+            tensors: dict[str, LazyTensor] = {}
+            for shard in shards:
+                tensors.update(open_file(shard))
+            return tensors
     raise UserError(
-        f"--input={folder}: neither {WEIGHTS} nor {INDEX} there; save the model as safetensors first"
+        f"--input={folder}: neither {WEIGHTS} nor {TORCH_WEIGHTS} there, and no index of shards; give the "
+        "folder of a model"
     )
 
 
-class HuggingFaceTensors:
-    """Tensors of a model folder by name, read when asked for."""
+def open_huggingface(path: Path, hints: Hints) -> Source:
+    """A Hugging Face model folder.
 
-    def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Any] = {}
-        for shard in _shards_of(folder):
-            try:
-                file = safe_open(shard, framework="pt")
-            except Exception as error:  # safetensors raises its own type for damaged headers
-                raise UserError(
-                    f"{shard}: not a whole safetensors file ({error}); download it again"
-                ) from None
-            self._files.update(dict.fromkeys(file.keys(), file))
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._files)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        return tensor
+    Raises:
+        UserError: files are missing or damaged.
+    """
+    config = read_json(path / "config.json")
+    tensors = open_tensors(path)
+    return Source("Hugging Face", path, config, tensors, find_tokenizer(hints, path), companions=path)
 
 
-def write_weights(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Writes safetensors: one file, or shards of at most 5 GB with an index."""
-    shards: list[list[str]] = []
-    pending: dict[str, torch.Tensor] = {}
-    total_bytes = pending_bytes = 0
+def write_weights(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Writes safetensors, one tensor at a time: one file, or shards of at most 5 GB with an index.
 
-    def flush() -> None:
-        save_file(pending, folder / f".shard-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(pending))
-        pending.clear()
-
-    for name, tensor in tensors:
-        size_bytes = tensor.numel() * tensor.element_size()
-        if pending and pending_bytes + size_bytes > MAX_SHARD_BYTES:
-            flush()
-            pending_bytes = 0
-        pending[name] = tensor.contiguous()
-        pending_bytes += size_bytes
-        total_bytes += size_bytes
-    flush()
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    shards: list[dict[str, LazyTensor]] = [{}]
+    shard_bytes = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and shard_bytes + tensor.size_bytes > MAX_SHARD_BYTES:
+            shards.append({})
+            shard_bytes = 0
+        shards[-1][name] = tensor
+        shard_bytes += tensor.size_bytes
     if len(shards) == 1:
-        (folder / ".shard-0").rename(folder / WEIGHTS)
+        write_safetensors(folder / WEIGHTS, shards[0])
         return
     weight_map = {}
-    for number, names in enumerate(shards):
-        file_name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f".shard-{number}").rename(folder / file_name)
-        weight_map.update(dict.fromkeys(names, file_name))
+    for number, shard in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file_name, shard)
+        weight_map.update(dict.fromkeys(shard, file_name))
+    total_bytes = sum(tensor.size_bytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

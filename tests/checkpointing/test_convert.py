@@ -47,8 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    theirs = huggingface.HuggingFaceTensors(folder)
-    return {name: theirs[name] for name in theirs.names}
+    return {name: tensor.read() for name, tensor in huggingface.open_tensors(folder).items()}
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2, 4])
