@@ -85,7 +85,8 @@ def _facts(record: CheckpointRecord, base: str | None) -> list[tuple[str, str]]:
         (
             "Shape",
             f"{model['num_layers']} layers, hidden {model['hidden_size']}, "
-            f"{model['num_attention_heads']} heads, {model['num_kv_heads']} KV heads, MLP {model['intermediate_size']}, {record.vocab_size:,} ids",
+            f"{model['num_attention_heads']} heads, {model['num_kv_heads']} KV heads, "
+            f"MLP {model['intermediate_size']}, {record.vocab_size:,} ids",
         ),
         ("Positions", f"{model['max_position_embeddings']:,}"),
         ("Rotary base", f"{record.rotary_base:,.0f}" + _rotary_changes(record)),
