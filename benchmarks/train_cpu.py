@@ -1,23 +1,23 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Training speed on the CPU, against transformers with torch's fused AdamW: one process, sides in turn.
+"""Training speed on the CPU, against transformers with torch's fused AdamW: the sides in turn.
 
     python benchmarks/train_cpu.py [--model small|smollm2] [--steps 10] [--rounds 2] [--output FILE.json]
 
 Both sides train the same architecture on the same random tokens. In bfloat16 there are two peers: weights
 and moments in bfloat16 ("bfloat16"), and float32 weights under autocast ("autocast"), which is the precision
 of this engine: bfloat16 weights with float32 copies, moments and gradients. A figure is tokens a second from
-the median step of all rounds. A side is built for its turn and forgotten after it: with both in memory, each
-finds its pages cold.
+the median step of all rounds. A turn has a process of its own, as a run has: in one that has trained before,
+either side finds its memory cold. The peer gets the engine's large pages (THP_MEM_ALLOC_ENABLE) too.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
-import gc
 import json
+import math
+import multiprocessing
 import os
 import platform
 import statistics
@@ -101,7 +101,6 @@ def transformers_step(keys: dict[str, Any], dtype: str) -> Step:
 def engine_step(keys: dict[str, Any], dtype: str) -> Step:
     """One step of this engine, through the functions that the training loop calls."""
     from megatron.backend import initialize
-    from megatron.core import parallel_state
     from megatron.data.loader import MicroBatch
     from megatron.model import build
     from megatron.neox_arguments.config import RunConfig
@@ -126,7 +125,6 @@ def engine_step(keys: dict[str, Any], dtype: str) -> Step:
             "schedule": {"train_iters": 1000},
         }
     )
-    parallel_state.destroy_model_parallel()  # of the last turn
     backend = initialize(cfg.parallel, seed=0)
     give_to_megatron_core()
     built = build(cfg, backend, keys["vocab_size"], keys["vocab_size"])
@@ -151,9 +149,11 @@ def random_sequences(keys: dict[str, Any]) -> Iterator[torch.Tensor]:
         yield torch.randint(0, keys["vocab_size"], (sequences, tokens + 1), generator=generator)
 
 
-def time_steps(side: Callable[[], Step], keys: dict[str, Any], steps: int, dropped: int) -> list[float]:
-    """Builds one side, trains it, forgets it; the seconds of its steps after the first `dropped`."""
-    step, sequences, seconds = side(), random_sequences(keys), []
+def time_steps(side: str, dtype: str, model: str, steps: int, dropped: int) -> list[float]:
+    """Trains one side; the seconds of its steps after the first `dropped`."""
+    keys = MODELS[model]
+    step = (engine_step if side == "engine" else transformers_step)(keys, dtype)
+    sequences, seconds = random_sequences(keys), []
     for number in range(steps + dropped):
         batch = next(sequences)
         started = time.perf_counter()
@@ -163,28 +163,33 @@ def time_steps(side: Callable[[], Step], keys: dict[str, Any], steps: int, dropp
     return seconds
 
 
-def measure(keys: dict[str, Any], steps: int, dropped: int, rounds: int) -> list[dict[str, Any]]:
+def take_turn(side: str, dtype: str, *arguments: Any) -> list[float]:
+    """`time_steps` in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(time_steps, (side, dtype, *arguments))
+
+
+def measure(model: str, steps: int, dropped: int, rounds: int) -> list[dict[str, Any]]:
     """One row for each dtype and peer."""
     rows = []
+    tokens = math.prod(MODELS[model]["batch"])
     for ours, peers in (("float32", ["float32"]), ("bfloat16", ["bfloat16", "autocast"])):
-        sides: dict[str, Callable[[], Step]] = {"engine": functools.partial(engine_step, keys, ours)}
-        sides.update({peer: functools.partial(transformers_step, keys, peer) for peer in peers})
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        sides = [("engine", ours), *(("transformers", peer) for peer in peers)]
+        seconds: dict[tuple[str, str], list[float]] = {side: [] for side in sides}
         for turn in range(rounds):
             # Back and forth, so that a machine that grows slower favours nobody.
-            for name in list(sides) if turn % 2 == 0 else reversed(sides):
-                seconds[name] += time_steps(sides[name], keys, steps, dropped)
-                gc.collect()
-        tokens = keys["batch"][0] * keys["batch"][1]
-        rate = {name: tokens / statistics.median(times) for name, times in seconds.items()}
+            for side in sides if turn % 2 == 0 else reversed(sides):
+                seconds[side] += take_turn(*side, model, steps, dropped)
+        rate = {side: tokens / statistics.median(times) for side, times in seconds.items()}
         for peer in peers:
+            engine, theirs = rate["engine", ours], rate["transformers", peer]
             rows.append(
                 {
                     "engine": ours,
                     "transformers": peer,
-                    "engine_tokens_per_second": round(rate["engine"], 1),
-                    "transformers_tokens_per_second": round(rate[peer], 1),
-                    "ratio": round(rate["engine"] / rate[peer], 3),
+                    "engine_tokens_per_second": round(engine, 1),
+                    "transformers_tokens_per_second": round(theirs, 1),
+                    "ratio": round(engine / theirs, 3),
                 }
             )
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
@@ -203,9 +208,9 @@ def main() -> None:
     options = parser.parse_args()
     import transformers
 
-    import megatron.backend  # noqa: F401  (before megatron.core)
+    import megatron.backend  # noqa: F401  (large pages, for the processes of both sides)
 
-    rows = measure(MODELS[options.model], options.steps, options.dropped, options.rounds)
+    rows = measure(options.model, options.steps, options.dropped, options.rounds)
     content = {
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
