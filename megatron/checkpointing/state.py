@@ -8,16 +8,15 @@ all change between a save (saving.py) and a load.
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 
 from megatron.backend import Backend
 from megatron.checkpointing import folders
+from megatron.checkpointing.index import damage, tensors_only
 from megatron.checkpointing.record import CheckpointRecord
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
@@ -164,7 +163,7 @@ def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), group)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), tensors_only():
             state: dict[str, Any] = dist_checkpointing.load(wanted, str(folder), strategy)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -178,24 +177,3 @@ def unreadable(folder: Path, why: str) -> UserError:
     save = folder.parent
     others = [step for step in folders.iterations_in(save) if folders.step_name(step) != folder.name]
     return UserError(f"load={folder}: cannot be read ({why}); {folders.choose_from(save, others)}")
-
-
-def damage(folder: Path) -> str | None:
-    """The first file that is missing or shorter than the index of the tensors says, in words."""
-    try:
-        entries = FileSystemReader(folder).read_metadata().storage_data.values()
-    except FileNotFoundError:
-        return "the file .metadata is missing"
-    except (EOFError, ValueError, pickle.UnpicklingError) as error:
-        return f"the file .metadata is damaged: {error}"
-    expected_bytes: dict[str, int] = {}
-    for entry in entries:
-        end = entry.offset + entry.length
-        expected_bytes[entry.relative_path] = max(end, expected_bytes.get(entry.relative_path, 0))
-    for name, size in sorted(expected_bytes.items()):
-        path = folder / name
-        if not path.is_file():
-            return f"the file {name} is missing"
-        if path.stat().st_size < size:
-            return f"the file {name} has {path.stat().st_size:,} of its {size:,} bytes"
-    return None

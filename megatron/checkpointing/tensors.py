@@ -31,7 +31,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron.checkpointing.index import damage, read_index, tensors_only
 from megatron.checkpointing.lazy import LazyTensor, outline
+from megatron.neox_arguments.errors import UserError
 
 # The two files that megatron-core 0.16.1 looks for: dist_checkpointing/core.py.
 _METADATA = {
@@ -100,20 +102,26 @@ class _Reader(FileSystemReader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._metadata = super().read_metadata()
+        self._metadata = read_index(folder)
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         return self._metadata
 
 
 def open_model(folder: Path) -> dict[str, LazyTensor]:
-    """All tensors of a checkpoint by name, optimizer states included, whatever layout wrote them."""
+    """All tensors of a checkpoint by name, optimizer states included, whatever layout wrote them.
+
+    Raises:
+        UserError: a file of it is missing, cut short or damaged.
+    """
+    if found := damage(folder):
+        raise UserError(f"{folder}: cannot be read ({found}); copy it again, or take an older checkpoint")
     reader = _Reader(folder)
 
     def tensor(name: str, shape: torch.Tensor) -> LazyTensor:
         def read() -> torch.Tensor:
             target = {name: torch.empty(shape.shape, dtype=shape.dtype)}
-            with _alone():
+            with _alone(), tensors_only():
                 dcp.load(target, storage_reader=reader, no_dist=True)
             return target[name]
 

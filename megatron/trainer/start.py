@@ -14,8 +14,9 @@ from typing import Any
 
 from megatron.backend import Backend
 from megatron.checkpointing import folders, manifest
+from megatron.checkpointing.index import damage
 from megatron.checkpointing.record import CheckpointRecord
-from megatron.checkpointing.state import damage, unreadable
+from megatron.checkpointing.state import unreadable
 from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.trainer.telling import on_all_ranks
