@@ -18,6 +18,8 @@ from megatron.neox_arguments.errors import UserError
 LATEST = "latest"
 _STEP = re.compile(r"^global_step(\d+)$")
 _REMNANT = re.compile(r"^\.global_step\d+\.(unfinished|removed|download)$")
+# What `_draft` leaves of `latest` where a run is killed between writing and renaming it.
+_DRAFT = re.compile(r"^\.latest\.\d+$")
 
 
 def step_name(iteration: int) -> str:
@@ -74,6 +76,8 @@ def remove_unfinished(save: Path) -> None:
     for entry in save.iterdir():
         if _REMNANT.match(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
+        elif _DRAFT.match(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

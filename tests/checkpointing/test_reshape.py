@@ -39,13 +39,13 @@ def assert_same_tensors(one: Path, other: Path) -> None:
 
     from megatron.checkpointing import tensors
 
-    names = tensors.stored_tensors(one)
-    assert names.keys() == tensors.stored_tensors(other).keys()
-    assert any("exp_avg_sq" in name for name in names)
-    theirs = tensors.read_model(other, names)
-    for name, tensor in tensors.read_model(one, names).items():
-        assert tensor.dtype == theirs[name].dtype
-        assert torch.equal(tensor, theirs[name]), name
+    ours, theirs = tensors.open_model(one), tensors.open_model(other)
+    assert ours.keys() == theirs.keys()
+    assert any("exp_avg_sq" in name for name in ours)
+    for name, lazy in ours.items():
+        tensor, other_tensor = lazy.read(), theirs[name].read()
+        assert tensor.dtype == other_tensor.dtype
+        assert torch.equal(tensor, other_tensor), name
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=" to ".join)

@@ -20,8 +20,8 @@ def tensors_digest(folder: Path) -> str:
     from megatron.checkpointing import tensors
 
     digest = hashlib.sha256()
-    names = sorted(tensors.stored_tensors(folder))
-    for name, tensor in sorted(tensors.read_model(folder, names).items()):
+    for name, lazy in sorted(tensors.open_model(folder).items()):
+        tensor = lazy.read()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -59,7 +59,7 @@ def save_slowly(folder: str) -> dict[str, Any]:
         may_write.wait(60)
         return write(*arguments)
 
-    saving._write = write_when_allowed
+    saving._write = write_when_allowed  # type: ignore[assignment]
     saver = saving.Saver(Path(folder, "going_on"), state.trainable, backend, in_background=True)
     found: dict[str, Any] = {"readiness": []}
     for _ in range(2):  # the second time into the memory of the first
