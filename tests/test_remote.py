@@ -181,6 +181,22 @@ def test_another_runs_url_is_loaded_and_its_damage_refused(
     assert "in a run with --set load=s3://bucket/broken --set iteration=16" in error
 
 
+def test_a_run_goes_back_to_what_it_uploaded(
+    place: Place, store: Store, uploaded: tuple[Path, Done, float], whole: dict[Any, Any]
+) -> None:
+    copy_run(store, "run", "back")
+    folder = place.folder / "back"
+    done = train(place, store, folder, "back", load="s3://bucket/back", iteration=8, finetune=False)
+    assert done.status == 0, done.err
+    assert "going back to s3://bucket/back/global_step8; checkpoints after it are replaced" in done.err
+    assert "warning: s3://bucket/back has a later checkpoint" in done.err
+    ours = numbers(history_of(folder / "save"))
+    assert min(step for step in ours if isinstance(step, int)) == 9
+    assert ours == {key: whole[key] for key in ours}
+    assert store.latest("back") == f"global_step{STEPS}"
+    assert damage_in(store.names("back"), "global_step16") == []
+
+
 def test_killed_while_it_uploads_the_store_never_names_a_half(place: Place, store: Store) -> None:
     folder, run = place.folder / "killed", "killed"
     process = begin(place, store, folder, run)
