@@ -35,6 +35,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.backend import initialize, shut_down
     from megatron.data.blend import build_blends
     from megatron.monitoring import open_monitor
+    from megatron.trainer.keeper import Keeper
     from megatron.trainer.loop import Run, train
     from megatron.trainer.setup import prepare
     from megatron.trainer.start import choose_start
@@ -46,10 +47,13 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
         if backend.is_main:
             print(line, file=sys.stderr, flush=True)
 
+    keeper: Keeper | None = None
     try:
+        keeper = on_all_ranks(lambda: Keeper(cfg.checkpoint, backend.is_main, log))
         tokenizer = on_all_ranks(functools.partial(_build_tokenizer, cfg))
         shape = cfg.batch.batch_shape(backend.data_parallel_size)
         start = choose_start(cfg, backend, log)
+        keeper.add_missing(start.folder if start is not None else None)
         done, seen = (start.iteration, start.sequences_seen) if start is not None else (0, 0)
         blends = build_blends(
             cfg,
@@ -70,15 +74,20 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
             resumed_iteration=state.progress.iteration,
         )
         with on_all_ranks(open_mine) as monitor:
-            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, log, command))
+            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, keeper, log, command))
         if backend.is_main and cfg.logging.plots:
             _draw(cfg, log)
     except UserError as error:
+        if keeper is not None:
+            keeper.abandon()
         if not speaks(error):
             raise SystemExit(error.exit_code) from None
         raise
     finally:
         shut_down()
+    # Alone on rank 0, when the others have nothing left to do and nobody waits in a collective.
+    stop.was_asked = False
+    keeper.finish(lambda: stop.was_asked)
 
 
 def _draw(cfg: RunConfig, log) -> None:  # type: ignore[no-untyped-def]

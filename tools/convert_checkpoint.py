@@ -53,7 +53,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     to_hf = commands.add_parser("neox-to-hf", help="a checkpoint becomes a Hugging Face folder")
     to_hf.add_argument(
-        "--input", type=Path, required=True, help="a run's save folder, or one global_stepN folder"
+        "--input", required=True, help="a run's save folder, or one global_stepN folder, or the URL of either"
     )
     to_hf.add_argument("--output", type=Path, required=True, help="new folder")
     to_hf.add_argument("--iteration", type=int, help="take this one instead of the newest")
@@ -87,16 +87,19 @@ def _import(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from megatron.checkpointing.convert import neox_to_hf
+    from megatron.checkpointing.download import local_copy
 
-    folder = neox_to_hf(options.input, options.output, options.iteration)
-    print(f"{options.output}: from {folder}")
-    if options.verify:
-        from megatron.checkpointing.verify import compare_logits
+    # What a URL names is here no longer than it is needed.
+    with local_copy(options.input, options.iteration) as source:
+        folder = neox_to_hf(source, options.output, options.iteration)
+        print(f"{options.output}: from {folder if source == Path(options.input) else options.input}")
+        if options.verify:
+            from megatron.checkpointing.verify import compare_logits
 
-        comparison = compare_logits(folder, options.output)
-        print(comparison.describe())
-        if not comparison.is_equal:
-            raise SystemExit(1)
+            comparison = compare_logits(folder, options.output)
+            print(comparison.describe())
+            if not comparison.is_equal:
+                raise SystemExit(1)
 
 
 @exit_on_user_error

@@ -17,6 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", type=Path, help="a checkpoint, a run's save folder, or a model of others")
-    parser.add_argument("other", type=Path, nargs="?", help="compare the first with this one")
+    parser.add_argument(
+        "path", help="a checkpoint, a run's save folder, the URL of either, or a model of others"
+    )
+    parser.add_argument("other", nargs="?", help="compare the first with this one")
     parser.add_argument("--iteration", type=int, help="take this one of a run instead of the newest")
     parser.add_argument("--quick", action="store_true", help="no norms: read names, shapes and dtypes alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -116,15 +119,24 @@ def _finite(value: Any) -> Any:
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     options = _arguments(argv)
+    from megatron.checkpointing.download import local_copy
+
+    with ExitStack() as copies:
+        path = copies.enter_context(local_copy(options.path, options.iteration))
+        other = None if options.other is None else copies.enter_context(local_copy(options.other))
+        _report(options, path, other)
+
+
+def _report(options: argparse.Namespace, path: Path, other: Path | None) -> None:
     from dataclasses import asdict
 
     from megatron.checkpointing.inspection import compare, open_any, summary_of
     from megatron.checkpointing.sources import Hints
 
     hints = Hints(config=options.config, tokenizer=options.tokenizer)
-    opened = open_any(options.path, options.iteration, hints)
-    if options.other is not None:
-        comparison = compare(opened, open_any(options.other, None, hints))
+    opened = open_any(path, options.iteration, hints)
+    if other is not None:
+        comparison = compare(opened, open_any(other, None, hints))
         if options.json:
             print(json.dumps(_finite(comparison.to_json()), indent=1))
         else:

@@ -17,7 +17,9 @@ from megatron.neox_arguments.errors import UserError
 
 LATEST = "latest"
 _STEP = re.compile(r"^global_step(\d+)$")
-_REMNANT = re.compile(r"^\.global_step\d+\.(unfinished|removed)$")
+_REMNANT = re.compile(r"^\.global_step\d+\.(unfinished|removed|download)$")
+# What `_draft` leaves of `latest` where a run is killed between writing and renaming it.
+_DRAFT = re.compile(r"^\.latest\.\d+$")
 
 
 def step_name(iteration: int) -> str:
@@ -26,6 +28,11 @@ def step_name(iteration: int) -> str:
 
 def unfinished_name(iteration: int) -> str:
     return f".{step_name(iteration)}.unfinished"
+
+
+def download_name(iteration: int) -> str:
+    """A checkpoint that is being downloaded; what is there is gone on with."""
+    return f".{step_name(iteration)}.download"
 
 
 def removed_path(folder: Path) -> Path:
@@ -40,6 +47,12 @@ def iteration_of(folder: Path) -> int:
     return int(match.group(1))
 
 
+def iteration_named(name: str) -> int | None:
+    """The iteration of a checkpoint's name; None for any other."""
+    match = _STEP.match(name)
+    return int(match.group(1)) if match is not None else None
+
+
 def iterations_in(save: Path) -> list[int]:
     """Iterations with a checkpoint folder, ascending."""
     if not save.is_dir():
@@ -48,7 +61,7 @@ def iterations_in(save: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in found)
 
 
-def choose_from(save: Path, iterations: list[int]) -> str:
+def choose_from(save: Path | str, iterations: list[int]) -> str:
     """A remedy: how to take one of these checkpoints."""
     if not iterations:
         return "there is no other checkpoint in its place"
@@ -63,6 +76,8 @@ def remove_unfinished(save: Path) -> None:
     for entry in save.iterdir():
         if _REMNANT.match(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
+        elif _DRAFT.match(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -126,11 +141,16 @@ def undo_half_replaced(save: Path) -> Path | None:
     return removed_path(save / named).rename(save / named)
 
 
-def keep_newest(save: Path, count: int, is_milestone: Callable[[int], bool] = lambda _: False) -> list[Path]:
+def keep_newest(
+    save: Path,
+    count: int,
+    is_milestone: Callable[[int], bool] = lambda _: False,
+    in_use: Path | None = None,
+) -> list[Path]:
     """Removes all but the `count` newest checkpoints up to the one that `latest` names; returns what went.
 
     Milestones are neither counted nor removed, and nor are checkpoints after `latest`: those are of another
-    course of the run, from which somebody went back.
+    course of the run, from which somebody went back. `in_use` is not removed.
     """
     latest = find(save)
     if latest is None:
@@ -141,6 +161,8 @@ def keep_newest(save: Path, count: int, is_milestone: Callable[[int], bool] = la
     removed = []
     for iteration in counted[:-count]:
         folder = save / step_name(iteration)
+        if folder == in_use:
+            continue
         # Renamed first: a folder with a checkpoint's name is whole.
         doomed = folder.rename(removed_path(folder))
         shutil.rmtree(doomed, ignore_errors=True)

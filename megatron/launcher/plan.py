@@ -135,7 +135,8 @@ def _checkpoints(cfg: RunConfig) -> str:
         return f"{start}; save is not set: nothing is kept"
     every = checkpoint.checkpoint_factor
     how_often = "at the end" if every is None else f"every {_count(every, 'iteration')}"
-    return f"{start}; {how_often} into {checkpoint.save}"
+    uploads = "" if checkpoint.s3_path is None else f", uploaded to {checkpoint.s3_path}"
+    return f"{start}; {how_often} into {checkpoint.save}{uploads}"
 
 
 def _count(number: int, noun: str) -> str:

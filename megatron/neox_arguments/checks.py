@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config import DataConfig, RunConfig
+from .config import CheckpointConfig, DataConfig, RunConfig
 from .errors import ConfigError, Problem, shown
 from .model import FAMILIES
+from .urls import holds_password, is_url, without_password
 
 Facts = Mapping[str, Any]
 _Check = Callable[[RunConfig, Facts], Iterator[Problem]]
@@ -387,6 +388,7 @@ _SAVING = (
     "checkpoint_milestone_factor",
     "extra_save_iters",
     "async_save",
+    "s3_path",
 )
 
 
@@ -409,6 +411,32 @@ def _loading(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
         value = getattr(checkpoint, key)
         if value is not None and value is not False:
             yield Problem(key, value, "has no meaning without load", "set load to a folder, or remove it")
+
+
+@_check("load", "save")
+def _downloads_have_a_place(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    load = cfg.checkpoint.load
+    if is_url(load) and cfg.checkpoint.save is None:
+        shown_url = without_password(str(load))
+        constraint = "is downloaded into save, which is not set"
+        yield Problem("load", shown_url, constraint, "set save to a folder")
+
+
+@_check("s3_path", "upload_wait_minutes")
+def _upload_wait(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    minutes = cfg.checkpoint.upload_wait_minutes
+    if cfg.checkpoint.s3_path is None and minutes != CheckpointConfig().upload_wait_minutes:
+        yield Problem("upload_wait_minutes", minutes, "has no meaning without s3_path", "remove it")
+
+
+@_check("load", "s3_path")
+def _credentials(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    for key in ("load", "s3_path"):
+        value = getattr(cfg.checkpoint, key)
+        if isinstance(value, str) and holds_password(value):
+            constraint = "holds a name or password, which would be written to logs and checkpoints"
+            remedy = "leave out what stands before @, and give it in the environment"
+            yield Problem(key, without_password(value), constraint, remedy)
 
 
 @_check("use_wandb", "wandb_mode", "wandb_project", "wandb_host")

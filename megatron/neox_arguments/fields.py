@@ -10,7 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from .urls import is_url
 
 REQUIRED: Any = ...
 
@@ -26,6 +29,21 @@ class Concern(BaseModel):
 def _whole(value: object) -> object:
     """Read 5e8 as the whole number it is; YAML has no other way to abbreviate one."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _place(value: object, _as_either: object) -> Path | str:
+    """A URL as text, anything else as a path: a path would lose one of the URL's slashes."""
+    if isinstance(value, str) and is_url(value):
+        return value
+    if isinstance(value, str | Path):
+        return Path(value)
+    raise PydanticCustomError("path_type", "must be a path or a URL")
+
+
+def _url(value: object) -> object:
+    if isinstance(value, str) and not is_url(value):
+        raise PydanticCustomError("url_type", "must be a URL, such as s3://bucket/folder")
+    return value.rstrip("/") if isinstance(value, str) else value
 
 
 def key(
@@ -62,6 +80,8 @@ Positive = Annotated[int, Field(gt=0), BeforeValidator(_whole)]
 NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Iterations = Annotated[tuple[Positive, ...], Field(strict=False)]
 FilePath = Annotated[Path, Field(strict=False)]
+Place = Annotated[Path | str, WrapValidator(_place)]
+Url = Annotated[str, BeforeValidator(_url)]
 Paths = Annotated[tuple[FilePath, ...], Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]

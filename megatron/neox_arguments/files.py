@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .config import RunConfig
 from .errors import Problem
+from .urls import missing_package
 
 
 def check_files(cfg: RunConfig, wrong: Collection[str] = ()) -> list[Problem]:
@@ -57,7 +58,11 @@ def _tokenizer(cfg: RunConfig) -> Iterator[Problem]:
 
 def _checkpoint(cfg: RunConfig) -> Iterator[Problem]:
     load = cfg.checkpoint.load
-    if load is None or load == cfg.checkpoint.save:
+    for key, url in (("load", load), ("s3_path", cfg.checkpoint.s3_path)):
+        missing = missing_package(url) if isinstance(url, str) else None
+        if missing is not None:
+            yield Problem(key, url, *missing)
+    if load is None or load == cfg.checkpoint.save or isinstance(load, str):
         return
     if not os.path.isdir(load):
         remedy = "import the base model with tools/convert_checkpoint.py hf-to-neox, or correct the path"

@@ -271,6 +271,7 @@ _CONSTRAINTS = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "path_type": "must be a path",
+    "url_type": "must be a URL, such as s3://bucket/folder",
     "tuple_type": "must be a list",
     "literal_error": "must be {expected}",
     "greater_than": "must be more than {gt}",

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .fields import Concern, FilePath, Iterations, NonNegative, Positive, key
+from .fields import Concern, FilePath, Iterations, NonNegative, Place, Positive, Url, key
 
 
 class CheckpointConfig(Concern):
     """Where checkpoints come from and go to."""
 
     save: FilePath | None = key(None, "Folder that checkpoints are written to.", derived="nothing is saved")
-    load: FilePath | None = key(
-        None, "Folder of the checkpoint to start from; where it is also save, a first run starts without."
+    load: Place | None = key(
+        None,
+        "Folder of the checkpoint to start from, or its URL; where it is also save or s3_path, a first run "
+        "starts without.",
     )
     finetune: bool = key(False, "Take the weights only, and count iterations from 0.")
     iteration: NonNegative | None = key(None, "Iteration to load.", derived="the latest")
@@ -37,8 +39,22 @@ class CheckpointConfig(Concern):
         "How a checkpoint is compared with its manifest before training: every byte (each file is read once "
         "more, about 1 s for each GB of a rank's share), sizes of files, or not at all.",
     )
+    s3_path: Url | None = key(
+        None,
+        "URL, s3:// or any other of fsspec's, that checkpoints are uploaded to while training goes on, and "
+        "that the run goes on from where save holds none.",
+        derived="nothing is uploaded",
+    )
+    upload_wait_minutes: NonNegative = key(
+        30, "Longest time, in minutes, that the end of a run waits for its last uploads."
+    )
     no_load_optim: bool = key(False, "Do not take the optimizer's state from the checkpoint.")
     no_load_rng: bool = key(False, "Do not take the random number generators' state from the checkpoint.")
+
+    def is_milestone(self, iteration: int) -> bool:
+        """Whether a checkpoint of this iteration is never removed."""
+        factor = self.checkpoint_milestone_factor
+        return iteration in self.extra_save_iters or (factor is not None and iteration % factor == 0)
 
 
 class LoggingConfig(Concern):

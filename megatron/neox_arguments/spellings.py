@@ -211,6 +211,7 @@ NO_EFFECT: dict[str, NoEffect] = {
         (True, False),
         "a checkpoint takes its name only when all of it is written; neox-to-hf --verify compares logits",
     ),
+    "s3_chunk_size": NoEffect((), "uploads are cut into parts by the library that sends them"),
     "steps_per_print": NoEffect((), "DeepSpeed's own console line is not there; log_interval sets ours"),
     "wall_clock_breakdown": NoEffect((True, False), "every log line carries its time and speed"),
     "log_grad_norm": NoEffect((True, False), "the gradient's norm is on every log line"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a run saves, what it says about it, and which checkpoints it keeps."""
+"""When a run saves, and what it says about it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron.backend import Backend
-from megatron.checkpointing import folders
 from megatron.checkpointing.record import BASE_FILES
 from megatron.checkpointing.saving import SaveFailed, Saver
 from megatron.monitoring import Monitor
-from megatron.neox_arguments.config import CheckpointConfig, RunConfig
+from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
+from megatron.trainer.keeper import Keeper
 from megatron.trainer.meter import Meter
 from megatron.trainer.setup import TrainingState, record_of
-
-
-def is_milestone(checkpoint: CheckpointConfig, iteration: int) -> bool:
-    """Whether a checkpoint of this iteration is never removed."""
-    factor = checkpoint.checkpoint_milestone_factor
-    return iteration in checkpoint.extra_save_iters or (factor is not None and iteration % factor == 0)
 
 
 class Checkpoints:
@@ -35,10 +29,11 @@ class Checkpoints:
         tokenizer: Tokenizer,
         monitor: Monitor,
         meter: Meter,
+        keeper: Keeper,
         log: Callable[[str], None],
     ) -> None:
         self._cfg, self._backend, self._state, self._tokenizer = cfg, backend, state, tokenizer
-        self._monitor, self._meter, self._log = monitor, meter, log
+        self._monitor, self._meter, self._keeper, self._log = monitor, meter, keeper, log
         checkpoint = cfg.checkpoint
         self._begun_at = 0
         self._saver: Saver | None = None
@@ -52,7 +47,7 @@ class Checkpoints:
             self.settle()
         checkpoint, iteration = self._cfg.checkpoint, self._state.progress.iteration
         factor = checkpoint.checkpoint_factor
-        if (factor is not None and iteration % factor == 0) or is_milestone(checkpoint, iteration):
+        if (factor is not None and iteration % factor == 0) or checkpoint.is_milestone(iteration):
             self.save(is_final=False)
 
     def save(self, *, is_final: bool) -> None:
@@ -87,15 +82,9 @@ class Checkpoints:
         self._meter.resume(paused)
 
     def _done(self, folder: Path) -> None:
-        checkpoint = self._cfg.checkpoint
         self._monitor.event("checkpoint", {"iteration": self._begun_at, "folder": str(folder)})
         self._state.base_files = folder / BASE_FILES  # the ones this run began with may be removed below
-        if self._backend.is_main and checkpoint.keep_last_n_checkpoints is not None:
-            folders.keep_newest(
-                folder.parent,
-                checkpoint.keep_last_n_checkpoints,
-                lambda iteration: is_milestone(checkpoint, iteration),
-            )
+        self._keeper.saved(folder)
 
     def _failed(self, failure: SaveFailed, *, is_final: bool) -> None:
         self._monitor.event("checkpoint failed", {"iteration": self._begun_at, "why": str(failure)})

@@ -17,6 +17,7 @@ from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
 from megatron.trainer.checkpoints import Checkpoints
 from megatron.trainer.interruption import StopRequest
+from megatron.trainer.keeper import Keeper
 from megatron.trainer.meter import Meter
 from megatron.trainer.schedule import learning_rate
 from megatron.trainer.setup import TrainingState
@@ -36,6 +37,7 @@ class Run:
     blends: Blends
     monitor: Monitor
     stop: StopRequest
+    keeper: Keeper
     log: Callable[[str], None]
     command: str  # that started the run, as it was typed
 
@@ -64,7 +66,7 @@ def train(run: Run) -> None:
         num_workers=cfg.data.num_workers,
     )
     meter = Meter(cfg, backend, state.built.padded_vocab_size)
-    checkpoints = Checkpoints(cfg, backend, state, run.tokenizer, run.monitor, meter, run.log)
+    checkpoints = Checkpoints(cfg, backend, state, run.tokenizer, run.monitor, meter, run.keeper, run.log)
     if cfg.validation.eval_at_start and progress.iteration == 0:
         _evaluate(run, meter, checkpoints)
 

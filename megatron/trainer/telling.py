@@ -61,6 +61,25 @@ def on_all_ranks(action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def on_main_rank(action: Callable[[], T]) -> T:
+    """Does on rank 0 what one rank is to find out, and tells every rank; `action` does not communicate.
+
+    Raises:
+        UserError: on every rank alike, where rank 0 had one.
+    """
+    box: list[tuple[T | None, str | None]] = [(None, None)]
+    if dist.get_rank() == 0:
+        try:
+            box = [(action(), None)]
+        except UserError as error:
+            box = [(None, str(error))]
+    dist.broadcast_object_list(box, src=0)
+    result, problem = box[0]
+    if problem is not None:
+        raise UserError(problem)
+    return result  # type: ignore[return-value]
+
+
 def way_back(cfg: RunConfig, iteration: int, command: str) -> str:
     """The last checkpoint from which a lower learning rate helps, and the command for it, in words.
 

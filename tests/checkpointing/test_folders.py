@@ -115,6 +115,10 @@ def test_only_remnants_are_removed(tmp_path: Path) -> None:
     kept = [".global_step5.unfinished.mine", "global_step7.unfinished", "logs", "global_step5"]
     for name in (*kept[:3], folders.unfinished_name(9), ".global_step3.removed"):
         (tmp_path / name).mkdir()
+    (tmp_path / folders.download_name(11)).mkdir()
+    for name in (".latest.4711", ".latest.mine", "latest"):  # the first as of a run killed before the rename
+        (tmp_path / name).touch()
+    kept += [".latest.mine", "latest"]
     folders.remove_unfinished(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
 

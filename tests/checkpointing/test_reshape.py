@@ -42,10 +42,10 @@ def assert_same_tensors(one: Path, other: Path) -> None:
     ours, theirs = tensors.open_model(one), tensors.open_model(other)
     assert ours.keys() == theirs.keys()
     assert any("exp_avg_sq" in name for name in ours)
-    for name in ours:
-        tensor, moved = ours[name].read(), theirs[name].read()
-        assert tensor.dtype == moved.dtype
-        assert torch.equal(tensor, moved), name
+    for name, lazy in ours.items():
+        tensor, other_tensor = lazy.read(), theirs[name].read()
+        assert tensor.dtype == other_tensor.dtype
+        assert torch.equal(tensor, other_tensor), name
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=" to ".join)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from megatron.neox_arguments import load_config
+from megatron.neox_arguments import RunConfig, load_config
 
 from .files import only_problem, problems, small
 
@@ -53,6 +54,25 @@ def test_each_file_missing(
     assert problem.key == key
     assert said in problem.constraint
     assert "small.yml:" in problem.where
+
+
+def test_urls_stay_as_they_are_and_need_their_package(
+    tmp_path: Path, complete: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = {"load": "s3://bucket/base", "s3_path": "s3://bucket/run/"}
+    file = small(tmp_path, **{**complete, **urls})
+    cfg, _ = load_config([file])
+    assert (cfg.checkpoint.load, cfg.checkpoint.s3_path) == ("s3://bucket/base", "s3://bucket/run")
+    cfg.freeze(tmp_path / "frozen.json")
+    assert RunConfig.thaw(tmp_path / "frozen.json") == cfg
+
+    def without_s3fs(protocol: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", without_s3fs)
+    found = problems(file, check_files=True)
+    assert [problem.key for problem in found] == ["load", "s3_path"]
+    assert all("pip install -r requirements/requirements-s3.txt" in problem.remedy for problem in found)
 
 
 @pytest.mark.parametrize("key", ["train_data_paths", "vocab_file"])

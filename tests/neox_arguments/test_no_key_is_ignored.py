@@ -18,6 +18,8 @@ HERE = {
     "fp32_allreduce": "must agree with grad_accum_dtype, which is used",
     "optimizer_type": "both names are one optimizer",
     "warmup": "becomes warmup_iters",
+    "checkpoint_milestone_factor": "read through is_milestone",
+    "extra_save_iters": "read through is_milestone",
     "decay_lr_to": "becomes min_lr",
     "train_micro_batch_size_per_gpu": "read through batch_shape",
     "gradient_accumulation_steps": "read through batch_shape",
