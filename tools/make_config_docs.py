@@ -51,7 +51,7 @@ A run is described by one or more YAML files:
 - Keys stand side by side. `-` and `_` are the same, so `train-data-paths` is `train_data_paths`. A file may
   also be one `{ "key": value, … }` with comments, as GPT-NeoX writes it, and may use DeepSpeed's blocks; a
   dotted name below, such as `optimizer.params.lr`, is a key in a block, and also the way to `--set` it.
-- Numbers are decimal, and `1e-4` is one. A key may stand once in a file.
+- Numbers are decimal, and `1e-4` is one; `0x10` is 16 and `1_000` is 1000. A key may stand once in a file.
 - A key that is not known, or that asks for something that is not done, is an error. All errors of a run are
   shown at once, each with its key, its value, what must hold and what to do; the exit status is then 2.
   `python -m megatron.neox_arguments FILE…` checks a configuration and prints it merged, with every default.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import functools
 import hashlib
 import json
@@ -66,10 +68,41 @@ def _refuse_other_tensors(source: Source, expected: set[str]) -> None:
     unknown = [
         name for name in unknown if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight"
     ]
-    if missing or unknown:
+    found_wrong = [
+        f"tensors {what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        for what, names in (("missing", missing), ("unknown", unknown))
+        if names
+    ]
+    if found_wrong:
         raise UserError(
-            f"--input={source.folder}: tensors missing: {', '.join(missing[:5]) or 'none'}; "
-            f"unknown: {', '.join(unknown[:5]) or 'none'}; take both from one model"
+            f"--input={source.folder}: {'; '.join(found_wrong)}; take weights and configuration from one "
+            "model"
+        )
+
+
+_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _refuse_other_dtypes(source: Source) -> None:
+    for name, tensor in source.tensors.items():
+        if tensor.outline.dtype not in _WEIGHTS:
+            dtype = str(tensor.outline.dtype).removeprefix("torch.")
+            raise UserError(
+                f"--input={source.folder}: {name} is {dtype}, and weights are float32, bfloat16 or float16; "
+                "take the model before it was quantised"
+            )
+
+
+def _refuse_untied_output(source: Source) -> None:
+    """A tied model's output layer is its embedding; what is stored beside it must be a copy."""
+    output = source.tensors.get("lm_head.weight")
+    if output is None or not source.config.get("tie_word_embeddings"):
+        return
+    embedding = source.tensors["model.embed_tokens.weight"]
+    if output.outline.shape != embedding.outline.shape or not torch.equal(output.read(), embedding.read()):
+        raise UserError(
+            f"--input={source.folder}: tie_word_embeddings is true, but lm_head.weight is not the embedding; "
+            "set it to false in config.json to keep both, or remove lm_head.weight"
         )
 
 
@@ -103,15 +136,42 @@ def _joined(source: Source, keys: dict[str, Any], geometry: mapping.Geometry) ->
     Raises:
         UserError: the source has other tensors than its configuration says, or of other shapes.
     """
+    if keys["num_layers"] > len(source.tensors):  # before a table of them all is made
+        raise UserError(
+            f"--input={source.folder}: num_hidden_layers={keys['num_layers']:,}, but it holds "
+            f"{len(source.tensors)} tensors; take weights and configuration from one model"
+        )
     rows = list(mapping.table(geometry))
     _refuse_other_tensors(source, {name for row in rows for name in row.theirs})
     _refuse_other_shapes(source, keys)
+    _refuse_other_dtypes(source)
+    _refuse_untied_output(source)
     return {
         row.ours: join(
-            [source.tensors[name] for name in row.theirs], functools.partial(_join_row, row, geometry)
+            [_finite(source, name) for name in row.theirs], functools.partial(_join_row, row, geometry)
         )
         for row in rows
     }
+
+
+def _finite(source: Source, name: str) -> LazyTensor:
+    """The tensor, refused when it is read and holds what no training gets over."""
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        # A finite sum is quicker to see; a sum may also overflow.
+        if tensor.is_meta or tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all():
+            return tensor
+        raise UserError(
+            f"--input={source.folder}: {name} holds NaN or infinity; take a checkpoint from before that"
+        )
+
+    return source.tensors[name].map(look)
+
+
+def _dtypes(tensors_: Sequence[LazyTensor]) -> list[str]:
+    """Their dtypes by name, the most frequent first."""
+    counts = collections.Counter(str(tensor.outline.dtype).removeprefix("torch.") for tensor in tensors_)
+    return [name for name, _ in counts.most_common()]
 
 
 def _join_row(row: mapping.Row, geometry: mapping.Geometry, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -147,6 +207,10 @@ def hf_to_neox(
     tokenizer = _tokenizer_of(source, vocab_size)
     padded = pad_vocab(vocab_size, 1, tensor_parallel_size)
     ours = _joined(source, keys, mapping.Geometry.of(model, vocab_size, padded))
+    dtypes = _dtypes(list(ours.values()))
+    if len(dtypes) > 1:
+        notice = f"dtype: its tensors are {' and '.join(dtypes)}; each keeps its own"
+        source = dataclasses.replace(source, notices=(*source.notices, notice))
     record = CheckpointRecord(
         iteration=0,
         sequences_seen=0,
@@ -155,7 +219,7 @@ def hf_to_neox(
         vocab_size=vocab_size,
         padded_vocab_size=padded,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        dtype=str(next(iter(ours.values())).outline.dtype).removeprefix("torch."),
+        dtype=dtypes[0],
         layout={
             "model_parallel_size": tensor_parallel_size,
             "pipe_parallel_size": 1,

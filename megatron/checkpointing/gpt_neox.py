@@ -71,8 +71,17 @@ def _step_folder(path: Path) -> Path | None:
     return None
 
 
+def _step_folders(path: Path) -> list[str]:
+    """Names of the checkpoints in a folder, whether `latest` names one or not."""
+    if not path.is_dir():
+        return []
+    entries = (entry for entry in path.iterdir() if _STEP.match(entry.name))
+    return sorted(entry.name for entry in entries if _step_folder(entry) == entry)
+
+
 def is_gpt_neox(path: Path) -> bool:
-    return _step_folder(path) is not None
+    """A checkpoint, or a folder that holds some."""
+    return _step_folder(path) is not None or bool(_step_folders(path))
 
 
 def _ranks_complete(folder: Path, ranks: dict[int, Path], what: str) -> list[Path]:
@@ -192,7 +201,9 @@ def open_gpt_neox(path: Path, hints: Hints) -> Source:
         UserError: files are missing or damaged, or it is no Llama that is converted.
     """
     folder = _step_folder(path)
-    assert folder is not None
+    if folder is None:
+        names = _step_folders(path)
+        raise UserError(f"--input={path}: `latest` names none of its checkpoints; give {path / names[-1]}")
     model, vocab_file = _model_of(folder, hints)
     if model.head_dim * model.num_kv_heads % model.num_attention_heads:
         raise UserError(f"num_kv_heads={model.num_kv_heads}: GPT-NeoX has no such layout; check --config")

@@ -167,9 +167,10 @@ def model_keys(config: dict[str, Any]) -> dict[str, Any]:
     differences += _attention_span(said)
     base, scaling, rotary_differences = _rotary(config)
     differences += rotary_differences
-    differences += [f"{key}: is missing" for key in _SIZES.values() if config.get(key) is None]
+    if name in FAMILY_CONFIGS:  # others may have other names for them
+        differences += [f"{key}: is missing" for key in _SIZES.values() if config.get(key) is None]
     if differences:
-        raise UserError("config.json: " + "\nerror: config.json: ".join(differences))
+        raise UserError("\n".join(f"config.json: {difference}" for difference in differences))
     heads = config["num_attention_heads"]
     keys = {
         **{ours: config[theirs] for ours, theirs in _SIZES.items()},

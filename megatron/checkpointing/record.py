@@ -111,4 +111,4 @@ class CheckpointRecord:
                 "use the tokenizer it was made with"
             )
         if problems:
-            raise UserError("\nerror: ".join(problems))
+            raise UserError("\n".join(problems))

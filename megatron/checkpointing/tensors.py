@@ -9,9 +9,11 @@ a model, and training loads the result in any layout. One tensor is in memory at
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,7 +72,7 @@ def write_model(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
     with open(folder / _DATA_FILE, "wb") as file:
         for name, lazy in tensors.items():
             start = file.tell()
-            _save_tensor(lazy, file)
+            _save_tensor(lazy, file, folder)
             shape = lazy.outline.shape
             chunk = ChunkStorageMetadata(torch.Size([0] * len(shape)), shape)
             entries[name] = TensorStorageMetadata(TensorProperties(lazy.outline.dtype), shape, [chunk])
@@ -89,12 +91,17 @@ def write_model(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
     (folder / "metadata.json").write_text(json.dumps(_METADATA), encoding="utf-8")
 
 
-def _save_tensor(lazy: LazyTensor, file: IO[bytes]) -> None:
+def _save_tensor(lazy: LazyTensor, file: IO[bytes], folder: Path) -> None:
     tensor = lazy.read()
     assert (tensor.shape, tensor.dtype) == (lazy.outline.shape, lazy.outline.dtype)
     # A view would be written with all of the tensor that it looks into.
     is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == lazy.size_bytes
-    torch.save(tensor if is_whole else tensor.clone(memory_format=torch.contiguous_format), file)
+    try:
+        torch.save(tensor if is_whole else tensor.clone(memory_format=torch.contiguous_format), file)
+    except RuntimeError as error:  # torch does not say what the file said
+        is_full = shutil.disk_usage(folder).free < lazy.size_bytes
+        number = errno.ENOSPC if is_full else errno.EIO
+        raise OSError(number, os.strerror(number) if is_full else str(error).split("\n")[0]) from None
 
 
 class _Reader(FileSystemReader):

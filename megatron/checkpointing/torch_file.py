@@ -45,11 +45,13 @@ class TorchFile:
                     "do not use this file, or have it saved as safetensors by whom you trust"
                 ) from None
             except (RuntimeError, ValueError, EOFError, OSError) as error:
+                if "mmap can only be used" in str(error):
+                    raise UserError(
+                        f"{self._path}: is a pickle of the form before torch 1.6, or of something else, and "
+                        "is not opened; take safetensors, or have it saved anew by whom you trust"
+                    ) from None
                 why = str(error).strip().split("\n")
-                raise UserError(
-                    f"{self._path}: cannot be read ({why[0]}); download it again, or, where a torch before "
-                    "1.6 saved it, load it and save it anew"
-                ) from None
+                raise UserError(f"{self._path}: cannot be read ({why[0]}); download it again") from None
         return self._content
 
     def tensors(self, within: Sequence[str] = ()) -> dict[str, LazyTensor]:

@@ -76,8 +76,10 @@ def key(
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-Positive = Annotated[int, Field(gt=0), BeforeValidator(_whole)]
-NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+# Whole numbers up to here are whole in JSON and in float64 too.
+_LARGEST = 2**53
+Positive = Annotated[int, Field(gt=0, le=_LARGEST), BeforeValidator(_whole)]
+NonNegative = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_whole)]
 Iterations = Annotated[tuple[Positive, ...], Field(strict=False)]
 FilePath = Annotated[Path, Field(strict=False)]
 Place = Annotated[Path | str, WrapValidator(_place)]

@@ -168,8 +168,10 @@ def _merge(settings: Sequence[Setting]) -> tuple[dict[str, Setting], list[str]]:
 
 
 def _same(one: object, other: object) -> bool:
-    """Equal, where 1 and true are not."""
+    """Equal, where 1 and true are not, and NaN is."""
     try:
+        if isinstance(one, float) and isinstance(other, float) and one != one and other != other:
+            return True
         return one == other and isinstance(one, bool) == isinstance(other, bool)
     except RecursionError:
         return False

@@ -52,6 +52,8 @@ for _tag, (_pattern, _first) in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
 
 _TRUE = {"yes", "true", "on"}
+# A run has a few hundred.
+_MOST_VALUES = 100_000
 
 
 class _Refused(Exception):
@@ -67,6 +69,7 @@ class _Reader:
         self.count_lines = count_lines
         self.problems: list[Problem] = []
         self._open: set[int] = set()
+        self._read = 0
 
     def where(self, mark: yaml.Mark | None) -> str:
         return f"{self.name}:{mark.line + 1}" if mark is not None and self.count_lines else self.name
@@ -77,6 +80,12 @@ class _Reader:
     def value(self, key: str, node: yaml.Node) -> Any:
         if id(node) in self._open:
             raise self.refuse(key, None, "contains itself", "write the value out", node)
+        self._read += 1
+        if self._read > _MOST_VALUES:  # aliases of aliases grow without bound
+            constraint = f"is one of more than {_MOST_VALUES:,} values"
+            raise self.refuse(
+                key, None, constraint, "write a run's configuration here, without aliases", node
+            )
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -92,7 +101,7 @@ class _Reader:
         for key_node, value_node in node.value:
             place = self.where(key_node.start_mark)
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else parent or "{}"
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else _as_written(key_node)
                 remedy = "write each key out" if shown == "<<" else "write `name: value`"
                 self.problems.append(Problem(str(shown), None, "is not the name of a key", remedy, place))
                 continue
@@ -132,6 +141,11 @@ class _Reader:
         if kind != "str":
             raise self.refuse(key, text, f"has the tag {node.tag}", "write the value without a tag", node)
         return text
+
+
+def _as_written(node: yaml.Node) -> str:
+    text = str(yaml.serialize(node, Dumper=yaml.SafeDumper, width=80)).strip().replace("\n", " ")
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def plain(value: Any) -> Any:

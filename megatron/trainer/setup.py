@@ -164,7 +164,7 @@ def _refuse_other_data(
     changes = list(_data_changes(record.data, data))
     if changes:
         raise UserError(
-            "\nerror: ".join(
+            "\n".join(
                 f"{change}: the checkpoint {source} has read {record.sequences_seen:,} sequences {before}, "
                 "and going on in another order would repeat some and skip others; put it back, or begin a "
                 f"new run with its weights: load={source}, finetune=true and another save"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs in a checkpoint's pickles are not run, by conversions or by training; an index leads nowhere else."""
+"""Programs in a checkpoint's pickles are not run, by tools or by training; an index leads nowhere else."""
 
 from __future__ import annotations
 

@@ -205,3 +205,21 @@ def test_every_default_is_a_value_that_may_be_written(tmp_path: Path) -> None:
     defaults = {name: info.default for _, name, info in fields() if isinstance(info.default, plain_types)}
     text = "".join(f"{name}: {json.dumps(value)}\n" for name, value in defaults.items())
     assert load(small(tmp_path), written(tmp_path, "defaults.yml", text)) == load(small(tmp_path))
+
+
+def test_a_key_that_is_no_text_is_shown() -> None:
+    _, found = read_text("? [a, b]\n: 1\n", "a.yml")
+    assert [problem.key for problem in found] == ["[a, b]"]
+
+
+def test_aliases_of_aliases_end() -> None:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    _, found = read_text("\n".join(lines), "a.yml")
+    assert any("more than 100,000 values" in str(problem) for problem in found)
+
+
+def test_a_nan_does_not_contradict_itself(tmp_path: Path) -> None:
+    found = problems(small(tmp_path, adam_beta1=".nan"))
+    assert found
+    assert "contradicts" not in str(found)
