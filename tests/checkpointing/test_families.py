@@ -81,18 +81,16 @@ def test_all_differences_are_told_at_once() -> None:
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 512,
         "rope_scaling": {"rope_type": "yarn"},
-        "vocab_size": None,
     }
     with pytest.raises(UserError) as raised:
         model_keys(config)
-    lines = str(raised.value).split("\nerror: ")
+    lines = str(raised.value).splitlines()
     starts = [
         "model_type=",
         "hidden_act=",
         "layer_types=",
         "sliding_window=",
         "rope_type=",
-        "vocab_size: is missing",
     ]
     assert [
         line.removeprefix("config.json: ")[: len(start)] for line, start in zip(lines, starts, strict=True)
