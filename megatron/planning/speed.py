@@ -17,8 +17,8 @@ from megatron.planning.memory import Choice, element_bytes, stage_parameters
 _LINK_SHARE = 0.7
 
 # Collectives that nothing hides, each of a micro-batch's hidden states, in a layer: two blocks, gathered
-# before and scattered after (or reduced once, which moves as much); the same in the backward pass, whose third
-# is hidden behind a matrix (Korthikanti et al. 2022, section 4.2.2).
+# before and scattered after (or reduced once, which moves as much); the same in the backward pass, whose
+# third is hidden behind a matrix (Korthikanti et al. 2022, section 4.2.2).
 _COLLECTIVES_FORWARD = 4
 _COLLECTIVES_BACKWARD = 4
 
