@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a run: reads its configuration, checks all of it, and launches one process per GPU or CPU rank.
 
-python deepy.py train.py [-d DIR] a.yml b.yml … [--set key=value] [--cpu-ranks N] [--dry-run]
+python deepy.py train.py [-d DIR] a.yml b.yml … [--set key=value] [--cpu-ranks N] [--dry-run | --plan]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Tells the ranks how the run was started, for the advice they give; never parsed.
 COMMAND_VARIABLE = "DEEPY_COMMAND"
+PLAN_OPTIONS = ("nodes", "gpus_per_node", "gpu", "gpu_memory", "mfu", "disk_speed", "json")
 
 EPILOG = """\
 Files merge from left to right, later keys win, --set wins over files.
@@ -32,6 +33,7 @@ examples:
   python deepy.py train.py configs/llemma_7b.yml configs/proof_pile_2.yml
   python deepy.py train.py -d configs llemma_7b proof_pile_2 --set train_iters=100 --set launcher=local
   python deepy.py train.py -d configs llemma_7b proof_pile_2 --dry-run --world-size 256
+  python deepy.py train.py -d configs llemma_34b proof_pile_2 --plan --nodes 32 --gpus-per-node 8 --gpu a100
 """
 
 
@@ -61,17 +63,42 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--world-size", type=int, metavar="N",
-        help="with --dry-run: as if on N ranks of another machine, whose files are not looked for",
+        help="with --dry-run or --plan: as if on N ranks of another machine, whose files are not looked for",
     )  # fmt: skip
+    add_plan_options(parser)
     options = parser.parse_intermixed_args(arguments)
     options.command = shlex.join(["python", *(sys.argv if arguments is None else ["deepy.py", *arguments])])
-    if options.world_size is not None and not options.dry_run:
+    if options.world_size is not None and not (options.dry_run or options.plan):
         parser.error(
-            "--world-size plans for another machine and goes with --dry-run; --cpu-ranks N starts N ranks"
+            "--world-size is for another machine, with --dry-run or --plan; --cpu-ranks N starts N ranks"
         )
     if options.world_size is not None and options.world_size < 1:
         parser.error("--world-size must be at least 1")
+    for name in PLAN_OPTIONS:
+        if getattr(options, name) is not None and not options.plan:
+            parser.error(f"--{name.replace('_', '-')} goes with --plan")
+    if options.plan and options.dry_run:
+        parser.error("--plan says what a run will cost, --dry-run what would be started: use one of the two")
     return options
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """`--plan` and what it is told about the machine; megatron/planning does the rest."""
+    group = parser.add_argument_group("what a run will cost (docs/planning.md); nothing is started")
+    group.add_argument(
+        "--plan", action="store_true", help="groups, memory, time, checkpoints, better layouts"
+    )
+    group.add_argument("--nodes", type=int, metavar="N", help="machines of the run")
+    group.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs of each (default: 8)")
+    group.add_argument("--gpu", metavar="NAME", help="a100, a100-80gb, h100, … (default: a100)")
+    group.add_argument("--gpu-memory", metavar="BYTES", help="of one GPU, such as 40GiB (default: the GPU's)")
+    group.add_argument(
+        "--mfu", type=float, metavar="SHARE", help="share of the peak, as 0.4 (default: a model's)"
+    )
+    group.add_argument(
+        "--disk-speed", metavar="BYTES", help="a second, of all ranks together (default: 2GB/s)"
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="also write the plan here, for programs")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,6 +122,10 @@ def start(options: argparse.Namespace) -> int:
     cfg, notices = load(options)
     for notice in notices:
         tell(f"note: {notice}")
+    if options.plan:
+        from megatron.planning.command import run_plan
+
+        return run_plan(cfg, options)
     plan = plan_on(cfg, options)
     if options.dry_run:
         show(cfg, plan)
@@ -128,7 +159,7 @@ def load(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
             options.configs,
             overrides=overrides,
             directory=options.conf_dir,
-            check_files=options.world_size is None,
+            check_files=options.world_size is None and not options.plan,
         )
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     "megatron.neox_arguments",
     "megatron.launcher",
+    "megatron.planning",
     "megatron.tokenizer",
     "megatron.backend",
     "megatron.data",
@@ -115,18 +116,18 @@ def test_the_engine_is_imported_behind_its_doors_only() -> None:
     assert [found for path in outside for found in uses(path, "megatron.core")] == []
 
 
-def test_configuration_and_launcher_import_no_torch() -> None:
+def test_configuration_launcher_and_planning_import_no_torch() -> None:
     light = [
         path
         for path in sources()
-        if path.name == "deepy.py" or path.parts[-2:-1] in (("neox_arguments",), ("launcher",))
+        if path.name == "deepy.py" or path.parts[-2:-1] in (("neox_arguments",), ("launcher",), ("planning",))
     ]
     assert len(light) > 10
     heavy = ("torch", "numpy", "transformers", "tokenizers", "sentencepiece", "matplotlib", "megatron.core")
     assert [found for path in light for found in uses(path, *heavy)] == []
     # And not through another package either.
     program = (
-        "import sys, megatron.launcher, megatron.launcher.plan, megatron.neox_arguments.loader\n"
+        "import sys, megatron.launcher.plan, megatron.planning.command, megatron.neox_arguments.loader\n"
         "print([name for name in ('torch', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run(

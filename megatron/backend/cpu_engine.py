@@ -224,7 +224,7 @@ _PIECE_ELEMENTS = 2**17
 
 def _add_in_pieces(total: torch.Tensor, addend: torch.Tensor) -> None:
     """`total += addend`. torch first converts all of `addend` to the dtype of `total`, in fresh memory."""
-    if total.dtype == addend.dtype:
+    if total.dtype == addend.dtype or total.is_meta:
         total.add_(addend)
         return
     pieces = (x.view(-1).split(_PIECE_ELEMENTS) for x in (total, addend.contiguous()))

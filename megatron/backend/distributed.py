@@ -103,6 +103,19 @@ def initialize(parallel: ParallelConfig, seed: int) -> Backend:
     )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return backend_of(parallel, device, collectives, rank=rank, local_rank=local_rank, world_size=world_size)
+
+
+def backend_of(
+    parallel: ParallelConfig,
+    device: torch.device,
+    collectives: str,
+    *,
+    rank: int,
+    local_rank: int,
+    world_size: int,
+) -> Backend:
+    """This rank's place in megatron-core's groups, which are there already."""
     return Backend(
         device=device,
         collectives=collectives,

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 # Bytes of float32 that one piece of rows may take: on a CPU little enough for its caches, on a GPU enough
-# rows to fill the device.
-_PIECE_BYTES = {"cpu": 2**22, "cuda": 2**28}
+# rows to fill the device. A plan counts on the meta device what a GPU would hold.
+_PIECE_BYTES = {"cpu": 2**22, "cuda": 2**28, "meta": 2**28}
 
 
 def _pieces(logits_NV: torch.Tensor, columns: int) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:

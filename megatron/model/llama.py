@@ -65,7 +65,7 @@ def transformer_config(cfg: RunConfig, device: torch.device) -> TransformerConfi
     """Translates the run's configuration into megatron-core's."""
     model, parallel = cfg.model, cfg.parallel
     dtype = dtype_of(cfg)
-    on_gpu = device.type == "cuda"
+    on_gpu = device.type != "cpu"  # a plan builds on the meta device what a GPU would hold
     recompute: dict[str, Any] = {}
     if parallel.recompute == "full":
         recompute = {

@@ -24,6 +24,20 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 
+class _FusedOnPaper(torch.autograd.Function):
+    """What torch's fused CUDA kernel keeps and makes, on the meta device, where torch has only its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SBD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x_SBD, weight_D, x_SBD.new_empty(*x_SBD.shape[:-1], 1, dtype=torch.float32))
+        return torch.empty_like(x_SBD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SBD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x_SBD, weight_D, _ = ctx.saved_tensors
+        return torch.empty_like(x_SBD), torch.empty_like(weight_D)
+
+
 class RMSNorm(torch.nn.Module):
     """Llama's RMSNorm, with the constructor that megatron-core's layer specification calls.
 
@@ -40,6 +54,9 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x_SBD: torch.Tensor) -> torch.Tensor:
+        if x_SBD.is_meta:
+            on_paper: torch.Tensor = _FusedOnPaper.apply(x_SBD, self.weight)
+            return on_paper
         return torch.nn.functional.rms_norm(x_SBD, self.normalized_shape, self.weight, self.eps)
 
     @staticmethod

@@ -27,6 +27,17 @@ def llama_intermediate_size(hidden_size: int) -> int:
     return -(-int(2 * 4 * hidden_size / 3) // 256) * 256
 
 
+def pad_vocab(vocab_size: int, divisible_by: int, tp: int) -> int:
+    """Rows of the embedding: `vocab_size` rounded up to a multiple of `divisible_by` x `tp`, as GPT-NeoX
+    pads.
+    """
+    for name, value in (("vocab_size", vocab_size), ("divisible_by", divisible_by), ("tp", tp)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    multiple = divisible_by * tp
+    return -(-vocab_size // multiple) * multiple
+
+
 def _kv_heads(known: dict[str, Any]) -> int:
     return 1 if known["attention_type"] == "multiquery" else int(known["num_attention_heads"])
 

@@ -41,14 +41,3 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens stay visible."""
-
-
-def pad_vocab(vocab_size: int, divisible_by: int, tp: int) -> int:
-    """Rows of the embedding: `vocab_size` rounded up to a multiple of `divisible_by` x `tp`, as GPT-NeoX
-    pads.
-    """
-    for name, value in (("vocab_size", vocab_size), ("divisible_by", divisible_by), ("tp", tp)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    multiple = divisible_by * tp
-    return -(-vocab_size // multiple) * multiple

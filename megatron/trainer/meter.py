@@ -9,9 +9,10 @@ import psutil
 import torch
 
 from megatron.backend import Backend
-from megatron.model.flops import flops_per_token, peak_flops
 from megatron.monitoring import StepReport
 from megatron.neox_arguments.config import RunConfig
+from megatron.planning.flops import flops_per_token
+from megatron.planning.gpus import peak_flops
 
 
 class Meter:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machines a plan is made for, from the options of `deepy.py --plan`, and what was assumed about them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from megatron.neox_arguments.errors import UserError
+from megatron.planning.gpus import GIB, GPUS, Gpu, find_gpu
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
+
+DEFAULT_GPU = "A100"
+DEFAULT_GPUS_PER_NODE = 8
+# One file system for the whole run: what a busy shared disk gives. `--disk-speed` says what yours gives.
+DEFAULT_DISK_BYTES_PER_SECOND = 2e9
+# The CUDA context, cuBLAS' workspace and NCCL's buffers, which no allocator of torch sees, and what is lost
+# to fragmentation. An assumption, not a measurement.
+RESERVED_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Nodes of equal GPUs, a disk, and what was assumed about them."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu: Gpu
+    memory_bytes: int
+    disk_bytes_per_second: float
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """`40GiB`, `40G`, `80e9`, `2GB/s` in bytes.
+
+    Raises:
+        UserError: it is no such number.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]i?)?b?(?:/s)?\s*", text, re.IGNORECASE)
+    value = float(found[1]) * _UNITS[(found[2] or "").lower()] if found else 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{option}={text}: is not a number of bytes; write for instance 40GiB, or 80e9")
+    return int(value)
+
+
+def machine_of(
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    gpu_name: str | None,
+    gpu_memory: str | None,
+    disk_speed: str | None,
+    assumed: tuple[str, ...] = (),
+) -> Machine:
+    """The machine of a plan.
+
+    Raises:
+        UserError: an option makes no sense.
+    """
+    for option, number in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
+        if number < 1:
+            raise UserError(f"{option}={number}: must be at least 1")
+    gpu = find_gpu(gpu_name or DEFAULT_GPU)
+    if gpu is None:
+        known = ", ".join(gpu.name.lower().replace(" ", "-") for gpu in GPUS)
+        raise UserError(f"--gpu={gpu_name}: is not in megatron/planning/gpus.py; use one of {known}")
+    said = list(assumed)
+    if gpu_name is None:
+        said.append(f"GPUs are {gpu.name} (--gpu)")
+    memory_bytes = gpu.memory_gib * GIB
+    if gpu_memory is not None:
+        memory_bytes = parse_bytes("--gpu-memory", gpu_memory)
+    else:
+        said.append(f"a GPU has {gpu.memory_gib} GiB (--gpu-memory)")
+    speed = DEFAULT_DISK_BYTES_PER_SECOND
+    if disk_speed is not None:
+        speed = float(parse_bytes("--disk-speed", disk_speed))
+    else:
+        said.append(f"the disk takes {speed / 1e9:g} GB/s from all ranks together (--disk-speed)")
+    return Machine(nodes, gpus_per_node, gpu, memory_bytes, speed, tuple(said))

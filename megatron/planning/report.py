@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan in words for people, and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from megatron.launcher.plan import describe
+from megatron.neox_arguments.errors import shown
+from megatron.planning.gpus import GIB
+from megatron.planning.groups import crossing, nodes_of, rows_by_node, span
+from megatron.planning.layouts import Candidate
+from megatron.planning.memory import Memory
+from megatron.planning.plan import Plan
+
+_MOST_ROWS = 64
+
+
+def in_words(plan: Plan) -> str:
+    """The whole plan, section by section."""
+    sections: list[tuple[str, Iterable[str]]] = [
+        ("The run", _run(plan)),
+        ("Groups by node", _groups(plan)),
+        ("Data", _data(plan)),
+        ("Memory of a rank", _memory(plan)),
+        ("Time", _time(plan)),
+        ("Checkpoints", _checkpoints(plan)),
+        ("Fastest layouts that fit", _suggestions(plan)),
+    ]
+    if plan.machine.assumed:
+        sections.append(("Assumed, because not said", [f"- {one}" for one in plan.machine.assumed]))
+    return "\n\n".join("\n".join([title, "-" * len(title), *rows]) for title, rows in sections)
+
+
+def _run(plan: Plan) -> Iterator[str]:
+    machine = plan.machine
+    yield _row(
+        "machine",
+        f"{machine.nodes:,} nodes x {machine.gpus_per_node} GPUs = {machine.gpus:,} {machine.gpu.name} "
+        f"with {_gib(machine.memory_bytes)} each",
+    )
+    yield from describe(plan.cfg, machine.gpus).splitlines()
+    yield _row(
+        "FLOPs",
+        f"{plan.flops_per_token:.4g} a token (6 N + 12 L d s), "
+        f"{plan.flops_per_token * plan.tokens:.4g} in all",
+    )
+
+
+def _groups(plan: Plan) -> Iterator[str]:
+    layout, per_node = plan.layout, plan.machine.gpus_per_node
+    data, pipes = layout.data_groups(), layout.pipeline_groups()
+    yield _row("tensor", f"{len(layout.tensor_groups()):,} groups of {layout.tensor} neighbouring ranks")
+    yield _row(
+        "data", f"{len(data):,} groups of {layout.data}, such as {span(data[0])}, "
+        f"over {len(nodes_of(data[0], per_node)):,} nodes"
+    )  # fmt: skip
+    if layout.pipeline > 1:
+        over = len(nodes_of(pipes[0], per_node))
+        yield _row(
+            "pipeline",
+            f"{len(pipes):,} groups of {layout.pipeline}, such as {span(pipes[0])}, over {over:,} nodes",
+        )
+    torn, gpu = crossing(layout, per_node), plan.machine.gpu
+    if torn:
+        yield (
+            f"warning: {len(torn):,} tensor parallel groups lie on more than one node, "
+            f"such as ranks {span(torn[0])} on nodes {span(nodes_of(torn[0], per_node))}: "
+            f"every layer waits for the network "
+            f"({gpu.network_gb_per_second:g} GB/s, not {gpu.node_gb_per_second:g}); "
+            f"use model_parallel_size at most {per_node} and dividing it"
+        )
+    yield f"{'node':>6}  {'ranks':<12} {'stage':<8} {'data ranks':<14} tensor parallel groups"
+    rows = rows_by_node(layout, per_node)
+    for row in rows[:_MOST_ROWS]:
+        groups = " ".join(span(group) for group in row.tensor_groups)
+        yield (
+            f"{row.node:>6}  {span(row.ranks):<12} {span(row.pipeline_stages):<8} "
+            f"{span(row.data_parallel_ranks):<14} {groups}"
+        )
+    if len(rows) > _MOST_ROWS:
+        yield f"{'…':>6}  and {len(rows) - _MOST_ROWS:,} more nodes; --json has all groups"
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    if not plan.sources:
+        yield "no training source is given"
+    for use in plan.sources:
+        text = f"{use.share:.1%}, {use.tokens_read:,} tokens are read"
+        if use.epochs is not None:
+            text += f" of {use.tokens:,}: {use.epochs:.2f} epochs"
+        else:
+            text += f"; its epochs are not known: {use.why_unknown or 'it is empty'}"
+        yield _row(use.name, text)
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    if plan.is_measured:
+        yield "Measured: the model, its buffers and its optimizer were built on paper, and a step was taken."
+    else:
+        yield f"By arithmetic alone, within a tenth: {plan.not_measured_because}, so nothing was built."
+    kinds = list(asdict(plan.stages[0].memory))
+    yield f"{'stage':>6} {'rank':>6} {'parameters':>16} " + " ".join(
+        f"{kind:>11}" for kind in [*kinds, "total"]
+    )
+    for stage in plan.stages:
+        amounts = [*asdict(stage.memory).values(), stage.memory.total]
+        yield f"{stage.stage:>6} {stage.rank:>6} {stage.parameters:>16,} " + " ".join(
+            f"{_gib(amount):>11}" for amount in amounts
+        )
+    need, there = plan.fullest.memory.total, plan.machine.memory_bytes
+    if plan.fits:
+        yield f"fits: {_gib(need)} of {_gib(there)}"
+        return
+    yield f"DOES NOT FIT: {_gib(need)} needed, {_gib(there)} there ({_gib(need - there)} too much)"
+    if not plan.remedies:
+        yield "No layout of this run fits on these GPUs: use more of them, or larger ones."
+    for one in plan.remedies:
+        cost = f"{_gib(one.memory.total)}, {_slower(one, plan.run)}"
+        yield f"  would fit ({cost}): {_as_options(one, plan.run)}"
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    origin = "given by --mfu" if plan.mfu_is_given else "the cost model's, docs/planning.md; --mfu sets it"
+    rate = plan.tokens_per_second
+    hours = plan.tokens / rate / 3600
+    yield _row("at MFU", f"{plan.mfu:.1%} of {plan.machine.gpu.bf16_tflops:g} TFLOP/s ({origin})")
+    yield _row(
+        "speed",
+        f"{rate:,.0f} tokens/s, {rate / plan.machine.gpus:,.0f} a GPU; "
+        f"a step takes {plan.tokens_per_step / rate:.2f} s",
+    )
+    yield _row("length", f"{hours:,.1f} h ({hours / 24:.1f} days), {plan.gpu_hours:,.0f} GPU-hours")
+    yield _row("of a step", _shares(plan.run))
+    run = plan.published
+    if run is not None:
+        yield _row(
+            "published",
+            f"{run.name} took {run.gpu_hours:,.0f} {run.gpu}-hours for {run.tokens / 1e9:,.0f} B tokens "
+            f"({run.source}): {run.tokens_per_second_per_gpu:,.0f} tokens/s a GPU, "
+            f"which is an MFU of {run.implied_mfu(plan.cfg.model, plan.vocab):.1%}",
+        )
+
+
+def _checkpoints(plan: Plan) -> Iterator[str]:
+    found, speed = plan.checkpoints, plan.machine.disk_bytes_per_second / 1e9
+    yield _row(
+        "each", f"{found.bytes_each / 1e9:,.1f} GB, of which weights {found.weights_bytes / 1e9:,.1f} GB"
+    )
+    hidden = "while training goes on" if plan.cfg.checkpoint.async_save else "during which training waits"
+    yield _row("to write", f"{found.seconds_each:,.0f} s at {speed:g} GB/s, {hidden}")
+    if not found.written:
+        yield _row("in all", "none is written: save is not set")
+        return
+    yield _row(
+        "in all",
+        f"{found.written:,} written, {found.kept:,} kept: {found.kept * found.bytes_each / 1e12:,.2f} TB",
+    )
+
+
+def _suggestions(plan: Plan) -> Iterator[str]:
+    """By arithmetic: the memory may differ by a tenth from what a plan of that layout measures."""
+    if not plan.suggestions:
+        yield "none"
+        return
+    yield (
+        f"{'':>3} {'TP':>3} {'PP':>3} {'DP':>5} {'micro':>6} {'recompute':>10} {'memory':>10} {'MFU':>6} "
+        f"{'step':>8}  why"
+    )
+    for place, one in enumerate(plan.suggestions, start=1):
+        choice = one.choice
+        data = plan.machine.gpus // (choice.tensor * choice.pipeline)
+        yield (
+            f"{place:>2}. {choice.tensor:>3} {choice.pipeline:>3} {data:>5} {choice.micro:>6} "
+            f"{choice.recompute:>10} {_gib(one.memory.total):>10} {one.mfu:>6.1%} "
+            f"{one.time.total:>6.2f} s  {_shares(one)}"
+        )
+    first = plan.suggestions[0]
+    if first.changes(plan.run):
+        yield f"the first: {_as_options(first, plan.run)}"
+        yield f"           {_slower(first, plan.run)}, by the same model"
+    else:
+        yield "the first is the run as it is configured"
+
+
+def _shares(one: Candidate) -> str:
+    return ", ".join(f"{share:.0%} {name}" for name, share in one.time.shares().items())
+
+
+def _slower(one: Candidate, run: Candidate) -> str:
+    ratio = one.time.total / run.time.total
+    return f"{ratio:.2f} times the time of the run as configured"
+
+
+def _as_options(one: Candidate, run: Candidate) -> str:
+    return (
+        " ".join(f"--set {key}={shown(value)}" for key, value in one.changes(run).items()) or "as configured"
+    )
+
+
+def _row(name: str, text: str) -> str:
+    return f"{name:<13} {text}"
+
+
+def _gib(amount: float) -> str:
+    return f"{amount / GIB:,.2f} GiB"
+
+
+def as_data(plan: Plan) -> dict[str, Any]:
+    """The plan for programs; docs/planning.md names the keys.
+
+    Parameters are rank 0's, memory is that of the rank which needs the most.
+    """
+    machine, layout = plan.machine, plan.layout
+    return {
+        "nodes": machine.nodes,
+        "gpus_per_node": machine.gpus_per_node,
+        "gpu": machine.gpu.name,
+        "gpu_memory_bytes": machine.memory_bytes,
+        "world_size": machine.gpus,
+        "tensor_parallel_size": layout.tensor,
+        "pipeline_parallel_size": layout.pipeline,
+        "data_parallel_size": layout.data,
+        "tensor_parallel_groups": layout.tensor_groups(),
+        "pipeline_parallel_groups": layout.pipeline_groups(),
+        "data_parallel_groups": layout.data_groups(),
+        "tensor_parallel_groups_over_nodes": crossing(layout, machine.gpus_per_node),
+        "nodes_of_ranks": [asdict(row) for row in rows_by_node(layout, machine.gpus_per_node)],
+        "sequences_per_step": plan.sequences_per_step,
+        "tokens_per_step": plan.tokens_per_step,
+        "gradient_accumulation_steps": plan.accumulation,
+        "steps": plan.steps,
+        "tokens": plan.tokens,
+        "sources": [asdict(use) for use in plan.sources],
+        "parameters_per_rank": plan.stages[0].parameters,
+        "memory_bytes_per_rank": _memory_data(plan.fullest.memory),
+        "memory_is_measured": plan.is_measured,
+        "fits": plan.fits,
+        "stages": [
+            {
+                "stage": stage.stage,
+                "rank": stage.rank,
+                "parameters": stage.parameters,
+                "memory_bytes": _memory_data(stage.memory),
+            }
+            for stage in plan.stages
+        ],
+        "flops_per_token": plan.flops_per_token,
+        "flops": plan.flops_per_token * plan.tokens,
+        "mfu": plan.mfu,
+        "mfu_is_given": plan.mfu_is_given,
+        "tokens_per_second": plan.tokens_per_second,
+        "gpu_hours": plan.gpu_hours,
+        "published": _published_data(plan),
+        "checkpoint": asdict(plan.checkpoints),
+        "suggestions": [_candidate_data(one, plan) for one in plan.suggestions],
+        "would_fit": [_candidate_data(one, plan) for one in plan.remedies],
+        "assumed": list(machine.assumed),
+    }
+
+
+def _memory_data(memory: Memory) -> dict[str, int]:
+    return {**asdict(memory), "total": memory.total}
+
+
+def _candidate_data(one: Candidate, plan: Plan) -> dict[str, Any]:
+    return {
+        "settings": one.settings(),
+        "changes": one.changes(plan.run),
+        "memory_bytes": _memory_data(one.memory),
+        "mfu": one.mfu,
+        "step_seconds": one.time.total,
+        "shares": one.time.shares(),
+    }
+
+
+def _published_data(plan: Plan) -> dict[str, Any] | None:
+    run = plan.published
+    if run is None:
+        return None
+    return {
+        "name": run.name,
+        "gpu_hours": run.gpu_hours,
+        "tokens": run.tokens,
+        "tokens_per_second_per_gpu": run.tokens_per_second_per_gpu,
+        "mfu": run.implied_mfu(plan.cfg.model, plan.vocab),
+    }
