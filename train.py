@@ -35,6 +35,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.backend import initialize, shut_down
     from megatron.data.blend import build_blends
     from megatron.monitoring import open_monitor
+    from megatron.trainer.fence import Fence
     from megatron.trainer.loop import Run, train
     from megatron.trainer.setup import prepare
     from megatron.trainer.start import choose_start
@@ -70,7 +71,9 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
             resumed_iteration=state.progress.iteration,
         )
         with on_all_ranks(open_mine) as monitor:
-            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, log, command))
+            fence = Fence.claim(cfg.checkpoint.save, backend)  # late: a mistake stops no other attempt
+            monitor.guard = fence.check
+            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, fence, log, command))
         if backend.is_main and cfg.logging.plots:
             _draw(cfg, log)
     except UserError as error:

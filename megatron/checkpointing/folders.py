@@ -17,15 +17,16 @@ from megatron.neox_arguments.errors import UserError
 
 LATEST = "latest"
 _STEP = re.compile(r"^global_step(\d+)$")
-_REMNANT = re.compile(r"^\.global_step\d+\.(unfinished|removed)$")
+_REMNANT = re.compile(r"^\.global_step\d+\.(attempt\d+\.)?(unfinished|removed)$")
 
 
 def step_name(iteration: int) -> str:
     return f"global_step{iteration}"
 
 
-def unfinished_name(iteration: int) -> str:
-    return f".{step_name(iteration)}.unfinished"
+def unfinished_name(iteration: int, attempt: int = 0) -> str:
+    """`attempt` keeps what two attempts at a run write apart; 0 where there is one alone."""
+    return f".{step_name(iteration)}." + (f"attempt{attempt}." if attempt else "") + "unfinished"
 
 
 def removed_path(folder: Path) -> Path:

@@ -14,6 +14,8 @@ from megatron.monitoring import Monitor
 from megatron.neox_arguments.config import CheckpointConfig, RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
+from megatron.trainer.diagnosis import is_sound
+from megatron.trainer.fence import Fence
 from megatron.trainer.meter import Meter
 from megatron.trainer.setup import TrainingState, record_of
 
@@ -35,6 +37,7 @@ class Checkpoints:
         tokenizer: Tokenizer,
         monitor: Monitor,
         meter: Meter,
+        fence: Fence,
         log: Callable[[str], None],
     ) -> None:
         self._cfg, self._backend, self._state, self._tokenizer = cfg, backend, state, tokenizer
@@ -44,7 +47,14 @@ class Checkpoints:
         self._saver: Saver | None = None
         if checkpoint.save is not None:
             in_background = checkpoint.async_save
-            self._saver = Saver(checkpoint.save, state.trainable, backend, in_background=in_background)
+            self._saver = Saver(
+                checkpoint.save,
+                state.trainable,
+                backend,
+                in_background=in_background,
+                attempt=fence.number,
+                guard=fence.check,
+            )
 
     def after_step(self) -> None:
         """Completes what was written in the background, and saves where this iteration is one to save."""
@@ -52,7 +62,8 @@ class Checkpoints:
             self.settle()
         checkpoint, iteration = self._cfg.checkpoint, self._state.progress.iteration
         factor = checkpoint.checkpoint_factor
-        if (factor is not None and iteration % factor == 0) or is_milestone(checkpoint, iteration):
+        is_due = (factor is not None and iteration % factor == 0) or is_milestone(checkpoint, iteration)
+        if is_due and self._begun_at != iteration:  # it is where the run has just gone back
             self.save(is_final=False)
 
     def save(self, *, is_final: bool) -> None:
@@ -65,6 +76,13 @@ class Checkpoints:
             return
         self.settle()
         paused = self._meter.pause()
+        if not is_sound(self._state.trainable, self._backend):
+            why = "weights or moments are not finite"
+            self._monitor.event(
+                "checkpoint left out", {"iteration": self._state.progress.iteration, "why": why}
+            )
+            self._meter.resume(paused)
+            return
         self._begun_at = self._state.progress.iteration
         record = record_of(self._state, self._cfg, self._backend, self._tokenizer)
         try:

@@ -61,7 +61,7 @@ def choose_start(cfg: RunConfig, backend: Backend, log: Callable[[str], None]) -
     wanted = on_all_ranks(lambda: _wanted(cfg, log))
     if wanted is None:
         return None
-    found = _whole(wanted.folder, cfg, backend, log)
+    found = find_whole(wanted.folder, cfg, backend, log)
     if isinstance(found, CheckpointRecord):
         return Start(wanted.folder, found, wanted.is_own)
     if not wanted.may_be_older:
@@ -102,7 +102,7 @@ def _older(wanted: _Wanted, why: str, cfg: RunConfig, backend: Backend, log: Cal
     there = on_all_ranks(lambda: folders.iterations_in(save))
     for iteration in reversed([step for step in there if step < newest]):
         folder = save / folders.step_name(iteration)
-        found = _whole(folder, cfg, backend, log)
+        found = find_whole(folder, cfg, backend, log)
         if isinstance(found, CheckpointRecord):
             log(
                 f"warning: going on from {folder}, the newest good checkpoint; the iterations after it are "
@@ -117,7 +117,7 @@ def _older(wanted: _Wanted, why: str, cfg: RunConfig, backend: Backend, log: Cal
     )
 
 
-def _whole(
+def find_whole(
     folder: Path, cfg: RunConfig, backend: Backend, log: Callable[[str], None]
 ) -> CheckpointRecord | str:
     """The record of a checkpoint whose files are as they were written, or what is wrong; on every rank."""

@@ -30,7 +30,7 @@ def evaluate(
         total = 0.0
         for _ in range(cfg.validation.eval_iters):
             loss = forward_backward(state, cfg, backend, micro_batches, forward_only=True)
-            total += reduce_over_ranks(loss, False, backend)[0]
+            total += reduce_over_ranks(loss, [], backend)[0]
         losses[name] = total / cfg.validation.eval_iters
     state.model.train()
     return losses
