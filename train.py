@@ -36,10 +36,12 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.data.blend import build_blends
     from megatron.monitoring import open_monitor
     from megatron.trainer.fence import Fence
-    from megatron.trainer.loop import Run, train
+    from megatron.trainer.loop import train
+    from megatron.trainer.run import Run
     from megatron.trainer.setup import prepare
     from megatron.trainer.start import choose_start
     from megatron.trainer.telling import on_all_ranks, speaks
+    from megatron.trainer.watchdog import Watchdog
 
     backend = initialize(cfg.parallel, cfg.data.seed)
 
@@ -72,8 +74,12 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
         )
         with on_all_ranks(open_mine) as monitor:
             fence = Fence.claim(cfg.checkpoint.save, backend)  # late: a mistake stops no other attempt
-            monitor.guard = fence.check
-            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, fence, log, command))
+            monitor.may_write = fence.may_write
+            watchdog = Watchdog(cfg.recovery, backend, cfg.logging.log_dir, fence.number)
+            with watchdog:
+                train(
+                    Run(cfg, backend, tokenizer, state, blends, monitor, stop, fence, watchdog, log, command)
+                )
         if backend.is_main and cfg.logging.plots:
             _draw(cfg, log)
     except UserError as error:

@@ -199,6 +199,24 @@ class Saver:
             raise SaveFailed(f"checkpoint {final} was not written: {problem}")
         return final
 
+    def rescue(self, exchange: Callable[[Any], list[Any] | None]) -> str | None:
+        """`finish` for a run that hangs: what ranks wrote goes to rank 0 by `exchange`, not by a collective.
+
+        Returns what became of the save, where there was one.
+        """
+        begun = self._begun
+        if begun is None or begun.thread is None:
+            return None
+        begun.thread.join()
+        parts = exchange(begun.written)
+        if parts is None:
+            return None
+        final = self._save / folders.step_name(begun.record.iteration)
+        problem = _complete(begun, parts, final, self._guard)
+        if problem is not None:
+            return f"checkpoint {final} was not written: {problem}"
+        return f"checkpoint {final}, which was being written, is complete"
+
 
 def save(
     save_folder: Path,

@@ -73,8 +73,8 @@ class Monitor:
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = list(sinks)
-        # Called before anything is written; raises where this run may not write any more.
-        self.guard: Callable[[], None] | None = None
+        # Asked before anything is written: False where this run may not write any more.
+        self.may_write: Callable[[], bool] = lambda: True
         self._failing: set[int] = set()
 
     def tick(self, iteration: int) -> None:
@@ -91,7 +91,7 @@ class Monitor:
 
     def close(self) -> None:
         """Closes all sinks; a second call does nothing."""
-        self.guard = None
+        self.may_write = lambda: True
         self._each(lambda sink: sink.close())
         self.sinks = []
 
@@ -104,8 +104,8 @@ class Monitor:
         self.close()
 
     def _each(self, call: Callable[[Sink], None]) -> None:
-        if self.guard is not None:
-            self.guard()
+        if not self.may_write():
+            return
         for number, sink in enumerate(self.sinks):
             try:
                 call(sink)

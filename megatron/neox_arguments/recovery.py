@@ -31,14 +31,14 @@ class RecoveryConfig(Concern):
     )
     hang_timeout_seconds: float = key(
         480.0,
-        "Seconds without a micro-batch or a step done (four times as many while loading or saving) after "
-        "which a rank reports where everybody is and ends the run for a restart; 0 switches it off.",
+        "Seconds without a micro-batch or a step done (four times as many while saving or going back) after "
+        "which the ranks report where each is and end the run for a restart; 0 switches it off.",
         ge=0,
     )
     dead_rank_timeout_seconds: float = key(
-        60.0,
-        "Seconds without a sign of life of a rank's process, from another machine for instance, after which "
-        "the others end the run for a restart; 0 switches it off.",
+        30.0,
+        "Seconds without a sign of life of a rank's process after which the others end the run for a "
+        "restart; 0 switches it off.",
         ge=0,
     )
     slow_rank_ratio: float = key(

@@ -18,6 +18,7 @@ from megatron.trainer.diagnosis import is_sound
 from megatron.trainer.fence import Fence
 from megatron.trainer.meter import Meter
 from megatron.trainer.setup import TrainingState, record_of
+from megatron.trainer.watchdog import Exchange
 
 
 def is_milestone(checkpoint: CheckpointConfig, iteration: int) -> bool:
@@ -103,6 +104,13 @@ class Checkpoints:
         except SaveFailed as failure:
             self._failed(failure, is_final=is_final)
         self._meter.resume(paused)
+
+    def rescue(self, exchange: Exchange) -> str | None:
+        """Completes a save in the background where the main threads meet no more; says what became of it.
+
+        Called by the watchdog's threads, on as many ranks as there are left.
+        """
+        return None if self._saver is None else self._saver.rescue(exchange)
 
     def _done(self, folder: Path) -> None:
         checkpoint = self._cfg.checkpoint

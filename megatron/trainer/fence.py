@@ -38,7 +38,7 @@ class Fence:
     def __init__(self, save: Path | None, number: int, mark: str, is_main: bool) -> None:
         self._path = save / ATTEMPT if save is not None else None
         self.number, self._mark, self._is_main = number, mark, is_main
-        self._looked_seconds = time.monotonic()
+        self._looked_seconds, self._is_passed = time.monotonic(), False
 
     @staticmethod
     def claim(save: Path | None, backend: Backend) -> Fence:
@@ -65,24 +65,29 @@ class Fence:
         if self._path is None or not self._is_main:
             return
         newest = _read(self._path)
-        if newest and newest["mark"] != self._mark:
+        self._is_passed = bool(newest) and newest["mark"] != self._mark
+        if self._is_passed:
             raise Superseded(
                 f"save={self._path.parent}: attempt {newest['attempt']} at this run has begun (process "
                 f"{newest['process']} on {newest['host']}), so this one, attempt {self.number}, stops and "
                 "writes nothing more; let that one go on, or end it and run the same command again"
             )
 
-    def is_passed(self) -> bool:
-        """Whether a newer attempt has begun; looks now and then, so that it may be asked every step."""
-        now = time.monotonic()
-        if now - self._looked_seconds < _LOOK_SECONDS:
-            return False
-        self._looked_seconds = now
+    def may_write(self) -> bool:
+        """The same as an answer, for what can simply be left out until all ranks know."""
         try:
             self.check()
         except Superseded:
-            return True
-        return False
+            return False
+        return True
+
+    def is_passed(self) -> bool:
+        """Whether a newer attempt has begun; looks now and then, so that it may be asked every step."""
+        now = time.monotonic()
+        if not self._is_passed and now - self._looked_seconds >= _LOOK_SECONDS:
+            self._looked_seconds = now
+            self.may_write()
+        return self._is_passed
 
 
 def _claim(save: Path) -> tuple[int, str]:

@@ -7,42 +7,20 @@ import gc
 import itertools
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from megatron.backend import Backend
-from megatron.data.blend import Blends
 from megatron.data.loader import batches
-from megatron.monitoring import EvalReport, Monitor
-from megatron.neox_arguments.config import RunConfig
-from megatron.tokenizer import Tokenizer
+from megatron.monitoring import EvalReport
 from megatron.trainer.checkpoints import Checkpoints
-from megatron.trainer.fence import Fence
-from megatron.trainer.interruption import StopRequest, ask_for_requeue, requeue_file
+from megatron.trainer.interruption import ask_for_requeue, requeue_file
 from megatron.trainer.meter import Meter
 from megatron.trainer.pace import Pace
 from megatron.trainer.recovery import Recovery
+from megatron.trainer.run import Run
 from megatron.trainer.schedule import learning_rate
-from megatron.trainer.setup import TrainingState
 from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
 from megatron.trainer.telling import on_all_ranks
 from megatron.trainer.validation import evaluate
-
-
-@dataclass
-class Run:
-    """What a loop works with; each part comes finished from its own room."""
-
-    cfg: RunConfig
-    backend: Backend
-    tokenizer: Tokenizer
-    state: TrainingState
-    blends: Blends
-    monitor: Monitor
-    stop: StopRequest
-    fence: Fence
-    log: Callable[[str], None]
-    command: str  # that started the run, as it was typed
+from megatron.trainer.watchdog import PATIENCE
 
 
 def train(run: Run) -> None:
@@ -70,9 +48,8 @@ def train(run: Run) -> None:
     )
     meter = Meter(cfg, backend, state.built.padded_vocab_size)
     checkpoints = Checkpoints(cfg, backend, state, run.tokenizer, run.monitor, meter, run.fence, run.log)
-    recovery = Recovery(
-        cfg, backend, state, run.blends.train, run.monitor, meter, checkpoints, run.log, run.command
-    )
+    run.watchdog.rescue = checkpoints.rescue
+    recovery = Recovery(run, run.blends.train, meter, checkpoints)
     pace = Pace(recovery.own_work, backend, cfg.recovery.slow_rank_ratio)
     if cfg.validation.eval_at_start and progress.iteration == 0:
         _evaluate(run, meter, recovery)
@@ -82,10 +59,11 @@ def train(run: Run) -> None:
     gc.freeze()
     wants_requeue = False
     while progress.iteration < cfg.schedule.train_iters:
+        run.watchdog.begins(f"step {progress.iteration + 1}")
         lr = learning_rate(cfg, progress.iteration + 1)
         batch = list(itertools.islice(micro_batches, shape.accumulation))
         recovery.own_work.begin()
-        local_loss = compute_gradients(state, cfg, backend, iter(batch))
+        local_loss = compute_gradients(state, cfg, backend, run.watchdog.each(batch))
         asked = [run.stop.was_asked, run.stop.wants_requeue, run.fence.is_passed()]
         loss, sums = reduce_over_ranks(local_loss, [*asked, *pace.mine()], backend)
         stops, wants_requeue, is_passed = (count > 0 for count in sums[: len(asked)])
@@ -108,14 +86,16 @@ def train(run: Run) -> None:
             _evaluate(run, meter, recovery)
         if stops or is_last:
             break
+        run.watchdog.begins(f"saving after step {progress.iteration}", PATIENCE)
         checkpoints.after_step()
 
+    run.watchdog.begins("the last save", PATIENCE)
     recovery.before_the_end()
     checkpoints.save(is_final=True)
     if progress.iteration < cfg.schedule.train_iters:
         _say_stopped(run, wants_requeue)
     elif cfg.validation.do_test and run.blends.test and cfg.validation.eval_iters:
-        losses = evaluate(state, cfg, backend, run.blends.test)
+        losses = evaluate(state, cfg, backend, run.blends.test, run.watchdog)
         run.monitor.evaluation(EvalReport(progress.iteration, "test", losses))
 
 
@@ -125,7 +105,7 @@ def _evaluate(run: Run, meter: Meter, recovery: Recovery) -> None:
         return
     paused = meter.pause()
     while True:
-        losses = evaluate(run.state, run.cfg, run.backend, run.blends.valid)
+        losses = evaluate(run.state, run.cfg, run.backend, run.blends.valid, run.watchdog)
         run.monitor.evaluation(EvalReport(run.state.progress.iteration, "valid", losses))
         if all(recovery.after_validation(name, loss) for name, loss in losses.items()):
             break

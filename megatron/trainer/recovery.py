@@ -13,28 +13,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron.backend import Backend
 from megatron.checkpointing import folders
 from megatron.checkpointing.record import CheckpointRecord
 from megatron.checkpointing.state import load_all
 from megatron.data.loader import MicroBatch
-from megatron.monitoring import Monitor
-from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.trainer.checkpoints import Checkpoints
 from megatron.trainer.diagnosis import Diagnosis, diagnose, is_sound
 from megatron.trainer.judge import Trouble, judge
 from megatron.trainer.meter import Meter
 from megatron.trainer.own_work import OwnWork
-from megatron.trainer.setup import TrainingState
+from megatron.trainer.run import Run
 from megatron.trainer.start import find_whole
 from megatron.trainer.telling import on_all_ranks, way_back
+from megatron.trainer.watchdog import PATIENCE
 
 if TYPE_CHECKING:
     from megatron.data.mcore_datasets import SequenceOrder
@@ -45,22 +43,10 @@ REPORTS = "recovery"  # the folder in log_dir
 class Recovery:
     """Called on every rank, with numbers that are equal on all."""
 
-    def __init__(
-        self,
-        cfg: RunConfig,
-        backend: Backend,
-        state: TrainingState,
-        data: SequenceOrder,
-        monitor: Monitor,
-        meter: Meter,
-        checkpoints: Checkpoints,
-        log: Callable[[str], None],
-        command: str,
-    ) -> None:
-        self._cfg, self._backend, self._state, self._data = cfg, backend, state, data
-        self._monitor, self._meter, self._checkpoints = monitor, meter, checkpoints
-        self._log, self._command = log, command
-        self.own_work = OwnWork(state.model, backend)
+    def __init__(self, run: Run, data: SequenceOrder, meter: Meter, checkpoints: Checkpoints) -> None:
+        self._run, self._data, self._meter, self._checkpoints = run, data, meter, checkpoints
+        self._cfg, self._backend, self._state = run.cfg, run.backend, run.state
+        self.own_work = OwnWork(run.state.model, run.backend)
         self._last: Diagnosis | None = None  # of the steps that are being skipped
 
     def after_step(
@@ -77,6 +63,7 @@ class Recovery:
             self._last = None
             return
         paused = self._meter.pause()
+        self._run.watchdog.begins(f"looking into step {trouble.iteration}", PATIENCE)
         goes_back = ledger.skipped_in_a_row > limits.max_skipped_steps
         goes_back = goes_back or ledger.spiking_in_a_row >= limits.loss_spike_steps
         if self._last is None or goes_back:
@@ -120,6 +107,7 @@ class Recovery:
         if found is None:
             raise self._give_up(trouble, diagnosis)
         folder, record = found
+        self._run.watchdog.begins(f"going back to {folder}", PATIENCE)
         load_all(folder, self._state.trainable, record, self._backend)
         rollback = {
             "iteration": progress.iteration,
@@ -133,7 +121,7 @@ class Recovery:
         ledger.losses = list(record.recovery.get("losses", []))
         self._last = None
         self._report(trouble, diagnosis, "rollback", rollback)
-        self._log(
+        self._run.log(
             f"warning: {trouble}; the weights and the optimizer are those of {folder} again, and sequences "
             f"{record.sequences_seen:,} to {progress.sequences_seen - 1:,} are left out "
             f"(rollback {done + 1} of at most {most})"
@@ -159,10 +147,10 @@ class Recovery:
         fresh = [step for step in there if ledger.weights_of(step) not in used]
         for iteration in [*reversed(fresh), *reversed([step for step in there if step not in fresh])]:
             folder = save / folders.step_name(iteration)
-            found = find_whole(folder, self._cfg, self._backend, self._log)
+            found = find_whole(folder, self._cfg, self._backend, self._run.log)
             if isinstance(found, CheckpointRecord):
                 return folder, found
-            self._log(f"warning: {folder} is damaged and not used: {found}")
+            self._run.log(f"warning: {folder} is damaged and not used: {found}")
         return None
 
     def _give_up(self, trouble: Trouble, diagnosis: Diagnosis | None) -> UserError:
@@ -172,7 +160,7 @@ class Recovery:
         updates = trouble.iteration - (1 if diagnosis is not None else 0)
         return UserError(
             f"{trouble}, so the run stops and saves nothing{cause}{report}; "
-            + way_back(self._cfg, updates, self._command)
+            + way_back(self._cfg, updates, self._run.command)
         )
 
     def _report(
@@ -198,7 +186,7 @@ class Recovery:
             event["report"] = str(path)
             if self._backend.is_main:
                 self._write(path, {**event, "action": action, "trouble": str(trouble)}, diagnosis, rollback)
-        self._monitor.event(action, event)
+        self._run.monitor.event(action, event)
         return path
 
     def _write(
@@ -222,7 +210,7 @@ class Recovery:
             path.parent.mkdir(parents=True, exist_ok=True)
             folders.write_atomically(path, json.dumps(in_json(found), indent=1, default=str) + "\n")
         except OSError as error:
-            self._log(f"warning: {path} cannot be written: {error.strerror}; training goes on")
+            self._run.log(f"warning: {path} cannot be written: {error.strerror}; training goes on")
 
 
 def in_json(value: Any) -> Any:

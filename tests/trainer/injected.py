@@ -201,3 +201,17 @@ def bad_weight_after(step: int) -> None:
         return norm
 
     loop.update_weights = spoiling
+
+
+def slow_write(seconds: float) -> None:
+    """A disk on which this rank's share of a checkpoint takes a while."""
+    import time
+
+    saving: Any = importlib.import_module("megatron.checkpointing.saving")
+    write = saving._write
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return write(*arguments)
+
+    saving._write = slowly
