@@ -75,6 +75,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
         with on_all_ranks(open_mine) as monitor:
             fence = Fence.claim(cfg.checkpoint.save, backend)  # late: a mistake stops no other attempt
             monitor.may_write = fence.may_write
+            monitor.event("start", {"iteration": state.progress.iteration})
             watchdog = Watchdog(cfg.recovery, backend, cfg.logging.log_dir, fence.number)
             with watchdog:
                 train(

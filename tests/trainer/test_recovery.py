@@ -218,3 +218,11 @@ def test_nothing_is_saved_while_weights_are_not_finite(place: Place) -> None:
     assert record["sequences_seen"] == STEPS * 8
     save = train(place, "between", ("bad_weight_after", 8), eval_interval=100)
     assert [event["iteration"] for event in events(save, "checkpoint left out")] == [8]
+
+
+def test_a_slow_rank_is_named_in_the_log(place: Place) -> None:
+    save = train(place, "slow", ("slow", 1, 0.1), train_iters=6, log_interval=2, eval_at_start=False)
+    steps = history_of(save).steps
+    assert [steps[at]["slowest_rank"] for at in (4, 6)] == [1, 1]
+    assert steps[6]["slowest_rank_ratio"] > 1.5
+    assert "| slow: rank 1 (" in (place.folder / "slow" / "rank0" / "out.txt").read_text()
