@@ -36,7 +36,7 @@ class RecoveryConfig(Concern):
         ge=0,
     )
     dead_rank_timeout_seconds: float = key(
-        30.0,
+        60.0,
         "Seconds without a sign of life of a rank's process after which the others end the run for a "
         "restart; 0 switches it off.",
         ge=0,

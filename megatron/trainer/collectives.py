@@ -42,11 +42,14 @@ class Position:
 
 
 def position_here() -> Position:
-    """This rank's, as torch recorded it; from any thread."""
+    """This rank's, as torch recorded it; from any thread. Unknown where this torch has no recorder."""
     from torch._C import _distributed_c10d
 
-    recorder: Any = _distributed_c10d
-    return position_of(json.loads(recorder._dump_fr_trace_json()))
+    # A torch with NCCL has a recorder of its own for it.
+    names = ("_dump_nccl_trace_json", "_dump_fr_trace_json")
+    dumps: list[Any] = [getattr(_distributed_c10d, name, None) for name in names]
+    positions = [position_of(json.loads(dump())) for dump in dumps if dump is not None]
+    return next((found for found in positions if found.waiting is not None), Position(None, {}))
 
 
 def position_of(trace: Mapping[str, Any]) -> Position:

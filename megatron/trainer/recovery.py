@@ -47,7 +47,6 @@ class Recovery:
         self._run, self._data, self._meter, self._checkpoints = run, data, meter, checkpoints
         self._cfg, self._backend, self._state = run.cfg, run.backend, run.state
         self.own_work = OwnWork(run.state.model, run.backend)
-        self._last: Diagnosis | None = None  # of the steps that are being skipped
 
     def after_step(
         self, batch: Sequence[MicroBatch], own_loss: torch.Tensor, loss: float, grad_norm: float
@@ -60,22 +59,18 @@ class Recovery:
         ledger, limits = self._state.ledger, self._cfg.recovery
         trouble = judge(limits, ledger, self._state.progress.iteration, loss, grad_norm)
         if trouble is None:
-            self._last = None
             return
         paused = self._meter.pause()
         self._run.watchdog.begins(f"looking into step {trouble.iteration}", PATIENCE)
         goes_back = ledger.skipped_in_a_row > limits.max_skipped_steps
         goes_back = goes_back or ledger.spiking_in_a_row >= limits.loss_spike_steps
-        if self._last is None or goes_back:
-            self._last = diagnose(
-                self._state, self._cfg, self._backend, self._data, batch, own_loss, self.own_work
-            )
-            if trouble.is_spike:
-                self._last = self._last.of_a_spike()
-        if goes_back or self._last.cause.is_hopeless:
-            self._go_back(trouble, self._last)
+        found = diagnose(self._state, self._cfg, self._backend, self._data, batch, own_loss, self.own_work)
+        if trouble.is_spike:
+            found = found.of_a_spike()
+        if goes_back or found.cause.is_hopeless:
+            self._go_back(trouble, found)
         else:
-            self._report(trouble, self._last, "spike" if trouble.is_spike else "skipped")
+            self._report(trouble, found, "spike" if trouble.is_spike else "skipped")
         self._meter.resume(paused)
 
     def after_validation(self, name: str, loss: float) -> bool:
@@ -119,7 +114,6 @@ class Recovery:
         ledger.rollbacks.append(rollback)
         ledger.skipped_in_a_row = ledger.spiking_in_a_row = 0
         ledger.losses = list(record.recovery.get("losses", []))
-        self._last = None
         self._report(trouble, diagnosis, "rollback", rollback)
         self._run.log(
             f"warning: {trouble}; the weights and the optimizer are those of {folder} again, and sequences "

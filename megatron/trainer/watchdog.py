@@ -41,6 +41,7 @@ _ANSWER_SECONDS = 8.0  # for the others to say where they are
 _SAVE_SECONDS = 120.0  # for a save in the background to be completed
 _LEAVE_SECONDS = 2.0  # between the ranks' words and their end, which brings the launcher's
 _FOLDER = "hangs"  # in log_dir
+_RANK_0_LOST = "rank 0, where the ranks meet, does not answer"
 _COLLECTIVES = ("torch/distributed/", "p2p_communication.py")
 _OTHERS = ("site-packages", "/lib/python", "<frozen")  # in the file names of code that is not ours
 
@@ -85,14 +86,20 @@ class Watchdog:
         pause = min(1.0, self._hang_seconds / 10 or 1.0)
         while not self._over.wait(pause):
             seconds = time.monotonic() - self._begun_seconds
-            if self._verdict:
-                self._end(seconds, self._verdict)
-            elif self._hang_seconds and seconds > self._hang_seconds * self._patience:
-                self._end(seconds, "")
+            hangs = bool(self._hang_seconds) and seconds > self._hang_seconds * self._patience
+            if not self._verdict and not hangs:
+                continue
+            try:
+                self._report(seconds)
+            except Exception:  # whatever it is, the run has to end
+                traceback.print_exc()
+            time.sleep(_LEAVE_SECONDS)
+            if not self._over.is_set():
+                os._exit(EXIT_STATUS)
 
-    def _end(self, seconds: float, verdict: str) -> None:
-        """Says all there is to say, saves what can be saved, and ends the process."""
-        stacks = self._dump_stacks()
+    def _report(self, seconds: float) -> None:
+        """Says all there is to say, and saves what can be saved."""
+        stacks, verdict = self._dump_stacks(), self._verdict
         mine = {
             "doing": self._doing,
             "seconds": seconds,
@@ -101,17 +108,17 @@ class Watchdog:
             "position": position_here().to_json(),
         }
         answers = {self._backend.rank: mine}
-        if not verdict:
+        if verdict:
+            speaker = 1 if verdict.startswith(_RANK_0_LOST) else 0
+        else:
             answers = self._in_time(lambda: self._ask_all(mine), _ANSWER_SECONDS + 2) or answers
-        if self._backend.rank == min(answers):
+            speaker = min(answers)
+        if self._backend.rank == speaker:
             for line in [verdict] if verdict else conclude(answers, self._backend.world_size):
                 self._say(line)
             self._say(f"stacks: {stacks}; the run ends with status {EXIT_STATUS}, to be started again")
         if not verdict and 0 in answers:
             self._save_what_there_is()
-        time.sleep(_LEAVE_SECONDS)
-        if not self._over.is_set():
-            os._exit(EXIT_STATUS)
 
     def _save_what_there_is(self) -> None:
         """The ranks leave together: a launcher ends those that stay behind the first, while they write."""
@@ -216,7 +223,7 @@ class Watchdog:
                     return
         except dist.DistError as error:
             self._over.wait(self._dead_seconds)  # a run that ends in order, or by an error, ends meanwhile
-            self._verdict = f"rank 0, where the ranks meet, does not answer: {str(error).splitlines()[0]}"
+            self._verdict = f"{_RANK_0_LOST}: {str(error).splitlines()[0]}"
 
     def _silent(self, store: Any, heard: dict[int, tuple[bytes, float]]) -> str:
         now = time.monotonic()

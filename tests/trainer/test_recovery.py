@@ -155,7 +155,7 @@ def test_after_too_many_skipped_steps_the_run_goes_back_and_a_resume_leaves_out_
     found = report(whole, 12)
     assert found["cause"]["kind"] == "data"
     assert found["cause"]["samples"] == [91]
-    assert report(whole, 10)["cause"]["samples"] == [75]
+    assert [report(whole, at)["cause"]["samples"] for at in (10, 11)] == [[75], [83]]
     # The same in two parts: a run that ends where the other goes back, and a resume.
     train(place, "parts", fault, **changes, train_iters=12, lr_decay_iters=STEPS)
     parts = train(place, "parts", fault, **changes, lr_decay_iters=STEPS)
