@@ -18,6 +18,7 @@ from megatron.neox_arguments.errors import UserError
 LATEST = "latest"
 _STEP = re.compile(r"^global_step(\d+)$")
 _REMNANT = re.compile(r"^\.global_step\d+\.(attempt\d+\.)?(unfinished|removed)$")
+_DRAFT = re.compile(r"^\.(latest|attempt)\.\d+$")  # of a small file, whose writer was killed
 
 
 def step_name(iteration: int) -> str:
@@ -64,6 +65,8 @@ def remove_unfinished(save: Path) -> None:
     for entry in save.iterdir():
         if _REMNANT.match(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
+        elif _DRAFT.match(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
