@@ -35,11 +35,14 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.backend import initialize, shut_down
     from megatron.data.blend import build_blends
     from megatron.monitoring import open_monitor
+    from megatron.trainer.fence import Fence
     from megatron.trainer.keeper import Keeper
-    from megatron.trainer.loop import Run, train
+    from megatron.trainer.loop import train
+    from megatron.trainer.run import Run
     from megatron.trainer.setup import prepare
     from megatron.trainer.start import choose_start
     from megatron.trainer.telling import on_all_ranks, speaks
+    from megatron.trainer.watchdog import Watchdog
 
     backend = initialize(cfg.parallel, cfg.data.seed)
 
@@ -74,7 +77,17 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
             resumed_iteration=state.progress.iteration,
         )
         with on_all_ranks(open_mine) as monitor:
-            train(Run(cfg, backend, tokenizer, state, blends, monitor, stop, keeper, log, command))
+            fence = Fence.claim(cfg.checkpoint.save, backend)  # late: a mistake stops no other attempt
+            monitor.may_write = fence.may_write
+            monitor.event("start", {"iteration": state.progress.iteration})
+            watchdog = Watchdog(cfg.recovery, backend, cfg.logging.log_dir, fence.number)
+            with watchdog:
+                train(
+                    Run(
+                        cfg, backend, tokenizer, state, blends, monitor, stop, keeper, fence, watchdog, log,
+                        command,
+                    )
+                )  # fmt: skip
         if backend.is_main and cfg.logging.plots:
             _draw(cfg, log)
     except UserError as error:

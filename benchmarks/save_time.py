@@ -76,7 +76,7 @@ class Training:
             sequences_BS[:, :-1].contiguous(), sequences_BS[:, 1:].contiguous(), self._mask_BS, self._ids_B
         )
         loss = compute_gradients(self.state, self.cfg, self.backend, iter([batch]))
-        reduce_over_ranks(loss, False, self.backend)
+        reduce_over_ranks(loss, [], self.backend)
         update_weights(self.state, self.cfg, LR)
         self.state.progress.iteration += 1
 

@@ -135,7 +135,7 @@ def engine_step(keys: dict[str, Any], dtype: str) -> Step:
         batch = MicroBatch(
             sequences_BS[:, :-1].contiguous(), sequences_BS[:, 1:].contiguous(), mask_BS, ids_B
         )
-        loss = reduce_over_ranks(compute_gradients(state, cfg, backend, iter([batch])), False, backend)[0]
+        loss = reduce_over_ranks(compute_gradients(state, cfg, backend, iter([batch])), [], backend)[0]
         update_weights(state, cfg, LR)
         return loss
 

@@ -100,6 +100,7 @@ def test_ctrl_c_saves_stops_and_the_same_command_goes_on(place: Place, whole: Pa
     assert "SIGINT: the ranks finish their step, save and stop" in stopped.err
     assert "Traceback" not in stopped.err
     assert "error" not in stopped.err
+    assert not (folder / "save" / "requeue").exists(), "nobody starts it again who pressed Ctrl-C"
     assert leftovers(folder / "save") == []
     again = run(folder, *arguments)
     assert again.status == 0, again.err
@@ -108,7 +109,10 @@ def test_ctrl_c_saves_stops_and_the_same_command_goes_on(place: Place, whole: Pa
 
 
 def test_a_request_of_the_scheduler_in_another_layout(place: Place) -> None:
-    """SIGTERM on PP 2, which keeps one checkpoint: what travels with the first must not be lost."""
+    """SIGTERM on PP 2, which keeps one checkpoint: what travels with the first must not be lost.
+
+    A scheduler is to start the run again, and finds a file that says so.
+    """
     changes = {"pipe_parallel_size": 2, "keep_last_n_checkpoints": 1}
     whole = uninterrupted(place, "whole_pp", **changes)
     folder = place.folder / "sigterm"
@@ -116,8 +120,13 @@ def test_a_request_of_the_scheduler_in_another_layout(place: Place) -> None:
     stopped = interrupt(folder, arguments, signal.SIGTERM)
     assert stopped.status == 128 + signal.SIGTERM, stopped.err
     assert latest(folder / "save") != f"global_step{STEPS}"
+    done = latest(folder / "save").removeprefix("global_step")
+    requeue = folder / "save" / "requeue"
+    assert requeue.read_text() == f"stopped by SIGTERM after iteration {done}\n"
+    requeue.unlink()
     assert run(folder, *arguments).status == 0
     assert_equal(folder / "save", whole)
+    assert not requeue.exists(), "a run that is done is not to be started again"
     checkpoints = [entry.name for entry in (folder / "save").glob("global_step*")]
     assert checkpoints == [f"global_step{STEPS}"]
     base = folder / "save" / f"global_step{STEPS}" / "base"

@@ -81,6 +81,7 @@ _TITLES = {
     "checkpoint": "Checkpoints",
     "validation": "Validation",
     "logging": "Logging",
+    "recovery": "Bad numbers, hanging and slow ranks",
     "launch": "Launch",
 }
 

@@ -89,6 +89,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> Backend:
     Raises:
         UserError: the requested backend contradicts the machine.
     """
+    # torch notes the last collectives of each group, so that a run that hangs can say in which.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     rank, local_rank, world_size = _rank_from_environment()
     collectives = _choose_collectives(parallel.distributed_backend)
     device = torch.device("cpu")

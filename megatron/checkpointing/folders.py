@@ -17,17 +17,17 @@ from megatron.neox_arguments.errors import UserError
 
 LATEST = "latest"
 _STEP = re.compile(r"^global_step(\d+)$")
-_REMNANT = re.compile(r"^\.global_step\d+\.(unfinished|removed|download)$")
-# What `_draft` leaves of `latest` where a run is killed between writing and renaming it.
-_DRAFT = re.compile(r"^\.latest\.\d+$")
+_REMNANT = re.compile(r"^\.global_step\d+\.(attempt\d+\.)?(unfinished|removed|download)$")
+_DRAFT = re.compile(r"^\.(latest|attempt)\.\d+$")  # of a small file, whose writer was killed
 
 
 def step_name(iteration: int) -> str:
     return f"global_step{iteration}"
 
 
-def unfinished_name(iteration: int) -> str:
-    return f".{step_name(iteration)}.unfinished"
+def unfinished_name(iteration: int, attempt: int = 0) -> str:
+    """`attempt` keeps what two attempts at a run write apart; 0 where there is one alone."""
+    return f".{step_name(iteration)}." + (f"attempt{attempt}." if attempt else "") + "unfinished"
 
 
 def download_name(iteration: int) -> str:

@@ -53,6 +53,7 @@ class CheckpointRecord:
     rotary_history: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] | None = None  # the order of sequences_seen, as SequenceOrder describes it
+    recovery: dict[str, Any] = field(default_factory=dict)  # the trainer's ledger of what went wrong
     has_manifest: bool = False  # set when manifest.json is written, after all else
     format_version: int = FORMAT_VERSION
 

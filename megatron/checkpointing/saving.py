@@ -38,6 +38,7 @@ from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.neox_arguments.errors import UserError
 
 # A checkpoint is refused before it is begun where less than this share of its last size is free.
 _FREE_SPACE_MARGIN = 1.05
@@ -107,8 +108,22 @@ class _Begun:
 class Saver:
     """Writes the checkpoints of a run into `save`; one at a time. Every method is called on every rank."""
 
-    def __init__(self, save: Path, trainable: Trainable, backend: Backend, *, in_background: bool) -> None:
+    def __init__(
+        self,
+        save: Path,
+        trainable: Trainable,
+        backend: Backend,
+        *,
+        in_background: bool,
+        attempt: int = 0,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`guard` is called on rank 0 before `save` is changed; it raises UserError where it may not be.
+
+        `attempt` is a part of the names of what is not finished.
+        """
         self._save, self._trainable, self._backend = save, trainable, backend
+        self._attempt, self._guard = attempt, guard
         self._copies = _Copies() if in_background else None
         self._begun: _Begun | None = None
 
@@ -126,10 +141,10 @@ class Saver:
             SaveFailed: on every rank, when there is no room for it; what was there before is untouched.
         """
         assert self._begun is None
-        unfinished = self._save / folders.unfinished_name(record.iteration)
+        unfinished = self._save / folders.unfinished_name(record.iteration, self._attempt)
         final = self._save / folders.step_name(record.iteration)
         is_main = self._backend.is_main
-        problem = _first_problem(_make_room(self._save, unfinished) if is_main else None)
+        problem = _first_problem(_make_room(self._save, unfinished, self._guard) if is_main else None)
         if problem is not None:
             raise SaveFailed(f"checkpoint {final} was not written: {problem}")
         plan, planner, begun = _plan(self._trainable, record, unfinished, base_files, tokenizer_files)
@@ -177,12 +192,30 @@ class Saver:
         is_main = self._backend.is_main
         parts: list[Any] | None = [None] * self._backend.world_size if is_main else None
         dist.gather_object(begun.written, parts, dst=0)
-        problem = _first_problem(None if parts is None else _complete(begun, parts, final))
+        problem = _first_problem(None if parts is None else _complete(begun, parts, final, self._guard))
         if problem is not None:
             if is_main:
                 shutil.rmtree(begun.unfinished, ignore_errors=True)
             raise SaveFailed(f"checkpoint {final} was not written: {problem}")
         return final
+
+    def rescue(self, exchange: Callable[[Any], list[Any] | None]) -> str | None:
+        """`finish` for a run that hangs: what ranks wrote goes to rank 0 by `exchange`, not by a collective.
+
+        Returns what became of the save, where there was one.
+        """
+        begun = self._begun
+        if begun is None or begun.thread is None:
+            return None
+        begun.thread.join()
+        parts = exchange(begun.written)
+        if parts is None:
+            return None
+        final = self._save / folders.step_name(begun.record.iteration)
+        problem = _complete(begun, parts, final, self._guard)
+        if problem is not None:
+            return f"checkpoint {final} was not written: {problem}"
+        return f"checkpoint {final}, which was being written, is complete"
 
 
 def save(
@@ -219,15 +252,18 @@ def _expected_bytes(save: Path) -> int:
     return sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
 
 
-def _make_room(save: Path, unfinished: Path) -> str | None:
+def _make_room(save: Path, unfinished: Path, guard: Callable[[], None]) -> str | None:
     """Rank 0: an empty folder to write to. Returns what is wrong, or None."""
     try:
+        guard()
         save.mkdir(parents=True, exist_ok=True)
         folders.remove_unfinished(save)
         free, needed = shutil.disk_usage(save).free, int(_expected_bytes(save) * _FREE_SPACE_MARGIN)
         if free < needed:
             return f"{free / 1e6:,.0f} MB are free, about {needed / 1e6:,.0f} MB are needed"
         unfinished.mkdir()
+    except UserError as error:
+        return str(error)
     except OSError as error:
         return str(error.strerror or error)
     return None
@@ -292,7 +328,7 @@ def _in_words(error: BaseException, folder: Path) -> str:
     return first_line(error)
 
 
-def _complete(begun: _Begun, parts: list[_Written], final: Path) -> str | None:
+def _complete(begun: _Begun, parts: list[_Written], final: Path, guard: Callable[[], None]) -> str | None:
     """Rank 0: adds what exists once, seals the checkpoint and gives it its name. Returns what is wrong."""
     folder = begun.unfinished
     if problem := next((part.problem for part in parts if part.problem is not None), None):
@@ -304,6 +340,7 @@ def _complete(begun: _Begun, parts: list[_Written], final: Path) -> str | None:
         save_config(CheckpointingConfig("torch_dist", 1), str(folder))
         _write_companions(folder, begun.record, begun.base_files, begun.tokenizer_files)
         seal(folder, {name: entry for part in parts for name, entry in part.files.items()})
+        guard()
         folders.put_in_place(folder, final)
     except Exception as error:
         return _in_words(error, folder)

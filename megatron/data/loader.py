@@ -65,7 +65,7 @@ def batches(
         raise ValueError(f"start_sequence={start_sequence} is below 0")
     starts = _starts(len(dataset), batch_shape, dp_rank, start_sequence)
     if num_workers == 0:
-        return (_read(dataset, start, batch_shape.micro) for start in starts)
+        return (read_micro_batch(dataset, start, batch_shape.micro) for start in starts)
     return _read_ahead(
         dataset, starts, batch_shape.micro, num_workers, 2 * num_workers + batch_shape.accumulation
     )
@@ -78,7 +78,7 @@ def _starts(sequences: int, shape: BatchShape, dp_rank: int, start_sequence: int
             yield first + (micro_batch * shape.data_parallel + dp_rank) * shape.micro
 
 
-def _read(dataset: Sequences, start: int, micro: int) -> MicroBatch:
+def read_micro_batch(dataset: Sequences, start: int, micro: int) -> MicroBatch:
     positions = range(start, start + micro)
     samples = [dataset[position] for position in positions]
     return MicroBatch(
@@ -96,7 +96,7 @@ def _read_ahead(
     waiting: deque[Future[MicroBatch]] = deque()
     try:
         for start in starts:
-            waiting.append(pool.submit(_read, dataset, start, micro))
+            waiting.append(pool.submit(read_micro_batch, dataset, start, micro))
             if len(waiting) > window:
                 yield waiting.popleft().result()
         while waiting:

@@ -30,6 +30,8 @@ class StepReport:
     seconds_left: float
     step_seconds: float  # of one iteration
     mfu_causal: float | None = None  # the same with causal attention counted at half
+    slowest_rank: int | None = None  # only where it is slower than `slow_rank_ratio` allows
+    slowest_rank_ratio: float | None = None  # its own computing time over the median of all ranks'
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Monitor:
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = list(sinks)
+        # Asked before anything is written: False where this run may not write any more.
+        self.may_write: Callable[[], bool] = lambda: True
         self._failing: set[int] = set()
 
     def tick(self, iteration: int) -> None:
@@ -87,6 +91,7 @@ class Monitor:
 
     def close(self) -> None:
         """Closes all sinks; a second call does nothing."""
+        self.may_write = lambda: True
         self._each(lambda sink: sink.close())
         self.sinks = []
 
@@ -99,6 +104,8 @@ class Monitor:
         self.close()
 
     def _each(self, call: Callable[[Sink], None]) -> None:
+        if not self.may_write():
+            return
         for number, sink in enumerate(self.sinks):
             try:
                 call(sink)

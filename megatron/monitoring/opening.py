@@ -31,9 +31,7 @@ def open_monitor(cfg: RunConfig, *, rank: int, on_gpu: bool, resumed_iteration: 
         sinks += _file_sinks(cfg, folder, resumed_iteration)
     if cfg.logging.use_wandb:
         sinks.append(_wandb_sink(cfg, folder or Path()))
-    monitor = Monitor(sinks)
-    monitor.event("start", {"iteration": resumed_iteration})
-    return monitor
+    return Monitor(sinks)
 
 
 def _file_sinks(cfg: RunConfig, folder: Path, resumed_iteration: int) -> list[Sink]:

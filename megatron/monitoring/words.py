@@ -70,6 +70,8 @@ def step_line(report: StepReport, device: str) -> str:
         f"{amount(report.tokens_seen)} tokens seen",
         f"{duration(report.seconds_left)} left",
     ]
+    if report.slowest_rank is not None and report.slowest_rank_ratio is not None:
+        parts.append(f"slow: rank {report.slowest_rank} ({report.slowest_rank_ratio:.1f}x the median)")
     return " | ".join(parts)
 
 

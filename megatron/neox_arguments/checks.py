@@ -379,6 +379,18 @@ for _kind, _names in (("train", "data_names"), ("valid", "valid_data_names"), ("
     _lists_agree(_kind, _names)
 
 
+# --- what goes wrong ---
+
+
+@_check("loss_spike_ratio", "slow_rank_ratio")
+def _ratios(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    for key in ("loss_spike_ratio", "slow_rank_ratio"):
+        value = getattr(cfg.recovery, key)
+        if 0 < value <= 1:
+            constraint = "is a multiple of the median, which half of all numbers are above"
+            yield Problem(key, value, constraint, "use one above 1, or 0 to switch it off")
+
+
 # --- where things go ---
 
 

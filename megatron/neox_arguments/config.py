@@ -20,6 +20,7 @@ from .launch import LaunchConfig
 from .model import ModelConfig, RotaryScaling, llama_intermediate_size
 from .output import CheckpointConfig, LoggingConfig
 from .parallel import ParallelConfig, PrecisionConfig
+from .recovery import RecoveryConfig
 from .training import BatchConfig, BatchShape, OptimizerConfig, ScheduleConfig, ValidationConfig
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PrecisionConfig",
+    "RecoveryConfig",
     "RotaryScaling",
     "RunConfig",
     "ScheduleConfig",
@@ -61,6 +63,7 @@ class RunConfig(BaseModel):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
 
     @model_validator(mode="after")

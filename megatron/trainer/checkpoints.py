@@ -13,9 +13,12 @@ from megatron.monitoring import Monitor
 from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
+from megatron.trainer.diagnosis import is_sound
+from megatron.trainer.fence import Fence
 from megatron.trainer.keeper import Keeper
 from megatron.trainer.meter import Meter
 from megatron.trainer.setup import TrainingState, record_of
+from megatron.trainer.watchdog import Exchange
 
 
 class Checkpoints:
@@ -30,6 +33,7 @@ class Checkpoints:
         monitor: Monitor,
         meter: Meter,
         keeper: Keeper,
+        fence: Fence,
         log: Callable[[str], None],
     ) -> None:
         self._cfg, self._backend, self._state, self._tokenizer = cfg, backend, state, tokenizer
@@ -39,7 +43,14 @@ class Checkpoints:
         self._saver: Saver | None = None
         if checkpoint.save is not None:
             in_background = checkpoint.async_save
-            self._saver = Saver(checkpoint.save, state.trainable, backend, in_background=in_background)
+            self._saver = Saver(
+                checkpoint.save,
+                state.trainable,
+                backend,
+                in_background=in_background,
+                attempt=fence.number,
+                guard=fence.check,
+            )
 
     def after_step(self) -> None:
         """Completes what was written in the background, and saves where this iteration is one to save."""
@@ -47,7 +58,8 @@ class Checkpoints:
             self.settle()
         checkpoint, iteration = self._cfg.checkpoint, self._state.progress.iteration
         factor = checkpoint.checkpoint_factor
-        if (factor is not None and iteration % factor == 0) or checkpoint.is_milestone(iteration):
+        is_due = (factor is not None and iteration % factor == 0) or checkpoint.is_milestone(iteration)
+        if is_due and self._begun_at != iteration:  # it is where the run has just gone back
             self.save(is_final=False)
 
     def save(self, *, is_final: bool) -> None:
@@ -60,6 +72,13 @@ class Checkpoints:
             return
         self.settle()
         paused = self._meter.pause()
+        if not is_sound(self._state.trainable, self._backend):
+            why = "weights or moments are not finite"
+            self._monitor.event(
+                "checkpoint left out", {"iteration": self._state.progress.iteration, "why": why}
+            )
+            self._meter.resume(paused)
+            return
         self._begun_at = self._state.progress.iteration
         record = record_of(self._state, self._cfg, self._backend, self._tokenizer)
         try:
@@ -80,6 +99,13 @@ class Checkpoints:
         except SaveFailed as failure:
             self._failed(failure, is_final=is_final)
         self._meter.resume(paused)
+
+    def rescue(self, exchange: Exchange) -> str | None:
+        """Completes a save in the background where the main threads meet no more; says what became of it.
+
+        Called by the watchdog's threads, on as many ranks as there are left.
+        """
+        return None if self._saver is None else self._saver.rescue(exchange)
 
     def _done(self, folder: Path) -> None:
         self._monitor.event("checkpoint", {"iteration": self._begun_at, "folder": str(folder)})

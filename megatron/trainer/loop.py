@@ -4,49 +4,30 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
 
-from megatron.backend import Backend
-from megatron.data.blend import Blends
 from megatron.data.loader import batches
-from megatron.monitoring import EvalReport, Monitor
-from megatron.neox_arguments.config import RunConfig
-from megatron.neox_arguments.errors import UserError
-from megatron.tokenizer import Tokenizer
+from megatron.monitoring import EvalReport
 from megatron.trainer.checkpoints import Checkpoints
-from megatron.trainer.interruption import StopRequest
-from megatron.trainer.keeper import Keeper
+from megatron.trainer.interruption import ask_for_requeue, requeue_file
 from megatron.trainer.meter import Meter
+from megatron.trainer.pace import Pace
+from megatron.trainer.recovery import Recovery
+from megatron.trainer.run import Run
 from megatron.trainer.schedule import learning_rate
-from megatron.trainer.setup import TrainingState
 from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
-from megatron.trainer.telling import way_back
+from megatron.trainer.telling import on_all_ranks
 from megatron.trainer.validation import evaluate
-
-
-@dataclass
-class Run:
-    """What a loop works with; each part comes finished from its own room."""
-
-    cfg: RunConfig
-    backend: Backend
-    tokenizer: Tokenizer
-    state: TrainingState
-    blends: Blends
-    monitor: Monitor
-    stop: StopRequest
-    keeper: Keeper
-    log: Callable[[str], None]
-    command: str  # that started the run, as it was typed
+from megatron.trainer.watchdog import PATIENCE
 
 
 def train(run: Run) -> None:
     """Trains until `train_iters`, or until asked to stop; saves then and where the configuration says.
 
     Raises:
-        UserError: the loss or the gradient is not finite, or the last checkpoint cannot be written.
+        UserError: the run cannot go on, or the last checkpoint cannot be written.
     """
     cfg, backend, state = run.cfg, run.backend, run.state
     progress = state.progress
@@ -66,67 +47,80 @@ def train(run: Run) -> None:
         num_workers=cfg.data.num_workers,
     )
     meter = Meter(cfg, backend, state.built.padded_vocab_size)
-    checkpoints = Checkpoints(cfg, backend, state, run.tokenizer, run.monitor, meter, run.keeper, run.log)
+    checkpoints = Checkpoints(
+        cfg, backend, state, run.tokenizer, run.monitor, meter, run.keeper, run.fence, run.log
+    )
+    run.watchdog.rescue = checkpoints.rescue
+    recovery = Recovery(run, run.blends.train, meter, checkpoints)
+    pace = Pace(recovery.own_work, backend, cfg.recovery.slow_rank_ratio)
     if cfg.validation.eval_at_start and progress.iteration == 0:
-        _evaluate(run, meter, checkpoints)
+        _evaluate(run, meter, recovery)
 
     # What is there now stays to the end. megatron-core collects garbage in every save, and walking through
     # all that the imports left took 0.3 s of each.
     gc.freeze()
+    wants_requeue = False
     while progress.iteration < cfg.schedule.train_iters:
+        run.watchdog.begins(f"step {progress.iteration + 1}")
         lr = learning_rate(cfg, progress.iteration + 1)
-        local_loss = compute_gradients(state, cfg, backend, micro_batches)
-        loss, stops = reduce_over_ranks(local_loss, run.stop.was_asked, backend)
-        _refuse_non_finite(run, checkpoints, "loss", loss, progress.iteration + 1)
-        grad_norm = update_weights(state, cfg, lr)
-        _refuse_non_finite(run, checkpoints, "gradient norm", grad_norm, progress.iteration + 1)
-        progress.iteration += 1
-        progress.sequences_seen += shape.global_
-        progress.tokens_seen += tokens_per_step
+        batch = list(itertools.islice(micro_batches, shape.accumulation))
+        recovery.own_work.begin()
+        local_loss = compute_gradients(state, cfg, backend, run.watchdog.each(batch))
+        asked = [run.stop.was_asked, run.stop.wants_requeue, run.fence.is_passed()]
+        loss, sums = reduce_over_ranks(local_loss, [*asked, *pace.mine()], backend)
+        stops, wants_requeue, is_passed = (count > 0 for count in sums[: len(asked)])
+        pace.heard(sums[len(asked) :])
+        if is_passed:
+            on_all_ranks(run.fence.check)  # raises, everywhere
+        grad_norm = update_weights(state, cfg, lr) if math.isfinite(loss) else math.nan
+        progress.advance(shape.global_, tokens_per_step)
         meter.step_done(tokens_per_step)
 
         is_last = progress.iteration == cfg.schedule.train_iters
         if progress.iteration % cfg.logging.log_interval == 0 or is_last or stops:
-            run.monitor.step(meter.report(progress.iteration, loss, lr, grad_norm, progress.tokens_seen))
+            run.monitor.step(
+                meter.report(progress.iteration, loss, lr, grad_norm, progress.tokens_seen, pace.slowest())
+            )
         else:
             run.monitor.tick(progress.iteration)
+        recovery.after_step(batch, local_loss, loss, grad_norm)
         if progress.iteration % cfg.validation.eval_interval == 0 or is_last:
-            _evaluate(run, meter, checkpoints)
+            _evaluate(run, meter, recovery)
         if stops or is_last:
             break
+        run.watchdog.begins(f"saving after step {progress.iteration}", PATIENCE)
         checkpoints.after_step()
 
+    run.watchdog.begins("the last save", PATIENCE)
+    recovery.before_the_end()
     checkpoints.save(is_final=True)
     if progress.iteration < cfg.schedule.train_iters:
-        run.log(f"stopped by {run.stop.signal_name or 'another rank'} after iteration {progress.iteration}; "
-                "the same command goes on from here")  # fmt: skip
-        run.monitor.event("stop", {"iteration": progress.iteration})
+        _say_stopped(run, wants_requeue)
     elif cfg.validation.do_test and run.blends.test and cfg.validation.eval_iters:
-        losses = evaluate(state, cfg, backend, run.blends.test)
+        losses = evaluate(state, cfg, backend, run.blends.test, run.watchdog)
         run.monitor.evaluation(EvalReport(progress.iteration, "test", losses))
 
 
-def _evaluate(run: Run, meter: Meter, checkpoints: Checkpoints) -> None:
+def _evaluate(run: Run, meter: Meter, recovery: Recovery) -> None:
+    """Evaluates; again where a loss is not finite, with the weights that `recovery` went back to."""
     if not run.blends.valid or not run.cfg.validation.eval_iters:
         return
     paused = meter.pause()
-    losses = evaluate(run.state, run.cfg, run.backend, run.blends.valid)
-    run.monitor.evaluation(EvalReport(run.state.progress.iteration, "valid", losses))
-    for name, loss in losses.items():
-        _refuse_non_finite(run, checkpoints, f"validation loss of {name}", loss, run.state.progress.iteration)
+    while True:
+        losses = evaluate(run.state, run.cfg, run.backend, run.blends.valid, run.watchdog)
+        run.monitor.evaluation(EvalReport(run.state.progress.iteration, "valid", losses))
+        if all(recovery.after_validation(name, loss) for name, loss in losses.items()):
+            break
     meter.resume(paused)
 
 
-def _refuse_non_finite(run: Run, checkpoints: Checkpoints, what: str, value: float, iteration: int) -> None:
-    """`iteration` is the one to report; the weights at fault are those the run holds now.
-
-    `value` is equal on every rank, and so all of them come here together.
-    """
-    if math.isfinite(value):
-        return
-    checkpoints.settle()  # what is being written was good
-    run.monitor.event("not finite", {"iteration": iteration, "what": what, "value": str(value)})
-    raise UserError(
-        f"{what}={value} at iteration {iteration}: must be finite, so the run stops and saves nothing; "
-        + way_back(run.cfg, run.state.progress.iteration, run.command)
+def _say_stopped(run: Run, wants_requeue: bool) -> None:
+    iteration, name = run.state.progress.iteration, run.stop.signal_name
+    run.log(
+        f"stopped by {name or 'another rank'} after iteration {iteration}; the same command goes on from here"
     )
+    path = requeue_file(run.cfg.checkpoint.save, os.environ) if wants_requeue else None
+    if path is not None and run.backend.is_main:
+        ask_for_requeue(path, iteration, name)
+        run.log(f"asked to be started again: {path}")
+    run.monitor.event("stop", {"iteration": iteration})

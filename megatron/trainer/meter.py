@@ -13,6 +13,7 @@ from megatron.monitoring import StepReport
 from megatron.neox_arguments.config import RunConfig
 from megatron.planning.flops import flops_per_token
 from megatron.planning.gpus import peak_flops
+from megatron.trainer.pace import SlowRank
 
 
 class Meter:
@@ -49,7 +50,13 @@ class Meter:
         self._started += time.perf_counter() - paused_at
 
     def report(
-        self, iteration: int, loss: float, lr: float, grad_norm: float, tokens_seen: int
+        self,
+        iteration: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        tokens_seen: int,
+        slow: SlowRank | None = None,
     ) -> StepReport:
         """The log line for the steps since the last one."""
         now = time.perf_counter()
@@ -73,6 +80,8 @@ class Meter:
             tokens_seen=tokens_seen,
             seconds_left=left,
             step_seconds=step_seconds,
+            slowest_rank=None if slow is None else slow.rank,
+            slowest_rank_ratio=None if slow is None else slow.ratio,
         )
 
     def _steady_step_seconds(self, seconds: float) -> float:

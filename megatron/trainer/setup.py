@@ -26,6 +26,7 @@ from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer, pad_vocab
 from megatron.trainer.adam import give_to_megatron_core
+from megatron.trainer.judge import Ledger
 from megatron.trainer.start import Start
 
 
@@ -36,6 +37,12 @@ class Progress:
     iteration: int = 0
     sequences_seen: int = 0
     tokens_seen: int = 0
+
+    def advance(self, sequences: int, tokens: int) -> None:
+        """One step is done, or skipped: its data are read either way."""
+        self.iteration += 1
+        self.sequences_seen += sequences
+        self.tokens_seen += tokens
 
 
 @dataclass
@@ -48,6 +55,7 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
     rotary_history: list[dict[str, Any]] = field(default_factory=list)
     base_files: Path | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def model(self) -> DistributedDataParallel:
@@ -226,6 +234,7 @@ def _fill(
         state.trainable.optimizer.reload_model_params()
     if is_own:
         state.progress = Progress(record.iteration, record.sequences_seen, record.tokens_seen)
+        state.ledger = Ledger.of_record(record.recovery)
     what = "weights and optimizer" if takes_optimizer else "weights"
     log(f"loaded {what} of {source} (iteration {record.iteration}, {record.tokens_seen:,} tokens)")
     change = PeriodChange(record.rotary_base, cfg.model.rotary_emb_base)
@@ -260,4 +269,5 @@ def record_of(
         rotary_history=state.rotary_history,
         run=cfg.model_dump(mode="json"),
         data=state.data,
+        recovery=state.ledger.to_record(),
     )

@@ -191,7 +191,7 @@ def _good(
     """The record of a checkpoint that is here and whole, downloaded if need be, or what is wrong with it."""
     if wanted.url is not None and (damage := _download(wanted.url, wanted.folder, backend, log)) is not None:
         return damage
-    return _whole(wanted.folder, cfg, backend, log)
+    return find_whole(wanted.folder, cfg, backend, log)
 
 
 def _download(url: str, folder: Path, backend: Backend, log: Callable[[str], None]) -> str | None:
@@ -244,7 +244,7 @@ def _all(is_so: bool, backend: Backend) -> bool:
     return bool(here)
 
 
-def _whole(
+def find_whole(
     folder: Path, cfg: RunConfig, backend: Backend, log: Callable[[str], None]
 ) -> CheckpointRecord | str:
     """The record of a checkpoint whose files are as they were written, or what is wrong; on every rank."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from megatron.backend import Backend
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.neox_arguments.config import RunConfig
+from megatron.neox_arguments.config import BatchShape, RunConfig
 from megatron.trainer.setup import TrainingState
 
 if TYPE_CHECKING:
@@ -49,12 +51,13 @@ def forward_backward(
     micro_batches: Iterator[MicroBatch],
     *,
     forward_only: bool,
+    shape: BatchShape | None = None,
 ) -> torch.Tensor:
-    """Runs one global batch's micro-batches through the pipeline.
+    """Runs one global batch's micro-batches (or those of another `shape`) through the pipeline.
 
     Returns their mean loss on the last pipeline stage, zero elsewhere; [], float64, this rank's data only.
     """
-    shape = cfg.batch.batch_shape(backend.data_parallel_size)
+    shape = shape or cfg.batch.batch_shape(backend.data_parallel_size)
     # Taken before the schedule runs, so that stages of a pipeline that read no data advance all the same.
     batches = list(itertools.islice(micro_batches, shape.accumulation))
     reports = get_forward_backward_func()(
@@ -72,13 +75,16 @@ def forward_backward(
     )
 
 
-def reduce_over_ranks(loss: torch.Tensor, wants_stop: bool, backend: Backend) -> tuple[float, bool]:
-    """The mean loss of all data, and whether any rank was asked to stop; equal on every rank."""
-    values = torch.stack([loss, torch.tensor(float(wants_stop), dtype=torch.float64, device=backend.device)])
+def reduce_over_ranks(
+    loss: torch.Tensor, more: Sequence[float], backend: Backend
+) -> tuple[float, list[float]]:
+    """The mean loss of all data, and the sums of what else the ranks have to say; equal on every rank."""
+    mine = torch.tensor(more, dtype=torch.float64, device=backend.device)
+    values = torch.cat([loss.reshape(1), mine])
     dist.all_reduce(values)
+    mean, *sums = values.tolist()
     # Every tensor parallel rank of the last stage holds the same loss.
-    ranks_with_loss = backend.data_parallel_size * backend.tensor_parallel_size
-    return float(values[0]) / ranks_with_loss, bool(values[1] > 0)
+    return mean / (backend.data_parallel_size * backend.tensor_parallel_size), sums
 
 
 def set_learning_rate(state: TrainingState, cfg: RunConfig, lr: float) -> None:
@@ -99,7 +105,18 @@ def compute_gradients(
 
 
 def update_weights(state: TrainingState, cfg: RunConfig, lr: float) -> float:
-    """Clips the gradient, takes one step of AdamW; returns the gradient's global norm before clipping."""
+    """Clips the gradient and takes one step of AdamW, which a gradient that is not finite does not reach.
+
+    Returns the gradient's global norm before clipping, equal on every rank.
+    """
+    optimizer = state.trainable.optimizer
+    optimizer.prepare_grads()
+    grad_norm = float(optimizer.get_grad_norm())
+    if not math.isfinite(grad_norm):
+        return grad_norm
     set_learning_rate(state, cfg, lr)
-    _, grad_norm, _ = state.trainable.optimizer.step()
-    return float(grad_norm)
+    most, parameters = cfg.optimizer.gradient_clipping, optimizer.get_parameters()
+    if most > 0 and parameters:  # a rank may have no shard
+        clip_grad_by_total_norm_fp32(parameters, most, total_norm=grad_norm)
+    optimizer.step_with_ready_grads()
+    return grad_norm

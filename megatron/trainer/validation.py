@@ -12,11 +12,16 @@ from megatron.data.loader import Sequences, batches
 from megatron.neox_arguments.config import RunConfig
 from megatron.trainer.setup import TrainingState
 from megatron.trainer.step import forward_backward, reduce_over_ranks
+from megatron.trainer.watchdog import Watchdog
 
 
 @torch.no_grad()
 def evaluate(
-    state: TrainingState, cfg: RunConfig, backend: Backend, datasets: Mapping[str, Sequences]
+    state: TrainingState,
+    cfg: RunConfig,
+    backend: Backend,
+    datasets: Mapping[str, Sequences],
+    watchdog: Watchdog,
 ) -> dict[str, float]:
     """The mean loss of `eval_iters` global batches of each source, in nats per token.
 
@@ -28,9 +33,10 @@ def evaluate(
     for name, dataset in datasets.items():
         micro_batches = batches(dataset, shape, backend.data_parallel_rank, start_sequence=0, num_workers=0)
         total = 0.0
-        for _ in range(cfg.validation.eval_iters):
+        for number in range(cfg.validation.eval_iters):
+            watchdog.begins(f"batch {number + 1} of the evaluation of {name}")
             loss = forward_backward(state, cfg, backend, micro_batches, forward_only=True)
-            total += reduce_over_ranks(loss, False, backend)[0]
+            total += reduce_over_ranks(loss, [], backend)[0]
         losses[name] = total / cfg.validation.eval_iters
     state.model.train()
     return losses

@@ -113,7 +113,8 @@ def test_where_latest_cannot_be_written_everything_stays(
 def test_only_remnants_are_removed(tmp_path: Path) -> None:
     make(tmp_path, 5)
     kept = [".global_step5.unfinished.mine", "global_step7.unfinished", "logs", "global_step5"]
-    for name in (*kept[:3], folders.unfinished_name(9), ".global_step3.removed"):
+    gone = (folders.unfinished_name(9), folders.unfinished_name(9, attempt=2), ".global_step3.removed")
+    for name in (*kept[:3], *gone):
         (tmp_path / name).mkdir()
     (tmp_path / folders.download_name(11)).mkdir()
     for name in (".latest.4711", ".latest.mine", "latest"):  # the first as of a run killed before the rename

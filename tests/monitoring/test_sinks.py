@@ -202,6 +202,7 @@ def test_rank_0_alone_writes_and_a_run_chooses_its_sinks(tmp_path: Path, wandb: 
         assert [type(sink).__name__ for sink in monitor.sinks] == [
             "Console", "JsonlSink", "TensorBoardSink", "WandbSink",
         ]  # fmt: skip
+        monitor.event("start", {"iteration": 0})
     assert (
         (tmp_path / "run" / "logs" / "metrics.jsonl")
         .read_text()

@@ -80,7 +80,7 @@ def train_curve(
     losses, norms = [], []
     for step in range(start, steps):
         local = compute_gradients(state, cfg, backend, batches)
-        losses.append(reduce_over_ranks(local, False, backend)[0])
+        losses.append(reduce_over_ranks(local, [], backend)[0])
         norms.append(update_weights(state, cfg, lr=3e-3 / (1 + 0.05 * step)))
         if save is not None and not resume and step + 1 == save_at:
             record = record_at(cfg, backend, step + 1)
