@@ -21,7 +21,7 @@ RANK = """
 import os, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from megatron.launcher import read_frozen
+from megatron.launcher.frozen import read_frozen
 assert sys.argv[1] == "--config"
 cfg = read_frozen(Path(sys.argv[2]), os.environ)
 place = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES")]
@@ -149,7 +149,8 @@ def test_all_problems_in_one_list_and_nothing_started(tmp_path: Path) -> None:
 def test_what_cannot_start_here_is_refused(
     tmp_path: Path, script: Path, changes: dict[str, object], arguments: list[str], words: str
 ) -> None:
-    done = deepy(tmp_path, script, runnable(tmp_path, **changes), *arguments)
+    no_programs = {"PATH": str(tmp_path)}
+    done = deepy(tmp_path, script, runnable(tmp_path, **changes), *arguments, environment=no_programs)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_OF_A_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
+
+REQUEUE_FILE = "requeue"
+REQUEUE_VARIABLE = "DEEPY_REQUEUE_FILE"
 
 
 class StopRequest:
@@ -14,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.was_asked = False
+        self.wants_requeue = False
         self.signal_name = ""
 
     def listen(self) -> StopRequest:
@@ -24,4 +32,20 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.was_asked = True
+        self.wants_requeue = self.wants_requeue or number in _OF_A_SCHEDULER
         self.signal_name = signal.Signals(number).name
+
+
+def requeue_file(save: Path | None, environment: Mapping[str, str]) -> Path | None:
+    """The file whose presence asks the batch script for a requeue; None where there is no place for it."""
+    if chosen := environment.get(REQUEUE_VARIABLE):
+        return Path(chosen)
+    return save / REQUEUE_FILE if save is not None else None
+
+
+def ask_for_requeue(path: Path, iteration: int, signal_name: str) -> None:
+    """Writes that file, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.write_text(f"stopped by {signal_name} after iteration {iteration}\n")
+    os.replace(draft, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
 from megatron.trainer.checkpoints import Checkpoints
-from megatron.trainer.interruption import StopRequest
+from megatron.trainer.interruption import StopRequest, ask_for_requeue, requeue_file
 from megatron.trainer.meter import Meter
 from megatron.trainer.schedule import learning_rate
 from megatron.trainer.setup import TrainingState
@@ -99,6 +100,9 @@ def train(run: Run) -> None:
         run.log(f"stopped by {run.stop.signal_name or 'another rank'} after iteration {progress.iteration}; "
                 "the same command goes on from here")  # fmt: skip
         run.monitor.event("stop", {"iteration": progress.iteration})
+        marker = requeue_file(cfg.checkpoint.save, os.environ)
+        if backend.is_main and marker is not None and run.stop.wants_requeue:
+            ask_for_requeue(marker, progress.iteration, run.stop.signal_name)
     elif cfg.validation.do_test and run.blends.test and cfg.validation.eval_iters:
         losses = evaluate(state, cfg, backend, run.blends.test)
         run.monitor.evaluation(EvalReport(progress.iteration, "test", losses))
