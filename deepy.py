@@ -133,6 +133,10 @@ def start(options: argparse.Namespace) -> int:
     Raises:
         UserError: all problems of the configuration on this machine, in one list.
     """
+    if _has_own_command_line(options.script):
+        from megatron.launcher.programs import start_program
+
+        return start_program(options, Path(__file__).resolve(), tell)
     from megatron.launcher import launchers
     from megatron.launcher.frozen import HASH_VARIABLE, freeze
     from megatron.launcher.job import Job, python_of_ranks
@@ -153,7 +157,7 @@ def start(options: argparse.Namespace) -> int:
     tell(f"launcher {choice.name} ({choice.reason}); {plan}; configuration {frozen.path}, "
          f"sha256 {frozen.sha256[:16]}…")  # fmt: skip
     settings = launchers.Settings(cfg.launch, cfg.slurm)
-    python = python_of_ranks(cfg.launch.rank_python)
+    python = python_of_ranks(cfg.launch.rank_python, cfg.slurm.slurm_container)
     command = (python, str(options.script), "--config", str(frozen.path), *options.own_arguments)
     variables = {HASH_VARIABLE: frozen.sha256, COMMAND_VARIABLE: options.command, **cfg.launch.environment}
     job = Job(command, Path.cwd(), variables)

@@ -74,8 +74,9 @@ def with_root(environment: Mapping[str, str]) -> str:
     return ":".join([str(ROOT), *before])
 
 
-def python_of_ranks(rank_python: str | None) -> str:
-    return rank_python or sys.executable
+def python_of_ranks(rank_python: str | None, container: str | None) -> str:
+    """The interpreter of the ranks; ours is not in a container."""
+    return rank_python or (sys.executable if container is None else "python3")
 
 
 # A request to stop, as srun and mpirun pass it on to every rank. A first SIGINT only asks srun for its state.

@@ -228,7 +228,9 @@ class _Watch:
     def _notice_death(self) -> None:
         if self._dead is not None or self._handled > 1:
             return
-        failed = {rank.number: rank.process.returncode for rank in self._ranks if rank.process.poll()}
+        failed = {
+            place: rank.process.returncode for place, rank in enumerate(self._ranks) if rank.process.poll()
+        }
         if not failed:
             return
         self._dead = self._ranks[to_blame(failed)]

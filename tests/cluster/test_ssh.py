@@ -36,8 +36,8 @@ import hashlib, json, os, signal, sys, time
 rank = os.environ["RANK"]
 path = sys.argv[sys.argv.index("--config") + 1]
 same = hashlib.sha256(open(path, "rb").read()).hexdigest() == os.environ["DEEPY_CONFIG_SHA256"]
-names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DEEPY_ATTEMPT",
-         "FROM_CONFIG", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES"]
+names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+         "DEEPY_ATTEMPT", "FROM_CONFIG", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES"]
 asked = []
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, lambda number, frame: asked.append(number))
