@@ -174,11 +174,9 @@ def test_a_submission_on_a_fake_login_node(tmp_path: Path) -> None:
 
     programs = tmp_path / "bin"
     programs.mkdir()
-    fake(
-        programs,
-        "sbatch",
-        f"import sys; open({str(tmp_path / 'given')!r}, 'w').write(sys.argv[1])\nprint('Submitted batch job 5')",
-    )
+    given = tmp_path / "given"
+    accept = f"open({str(given)!r}, 'w').write(sys.argv[1])"
+    fake(programs, "sbatch", f"import sys\n{accept}\nprint('Submitted batch job 5')")
     fake(programs, "srun", "")
     save = tmp_path / "save"
     config = write_run(
