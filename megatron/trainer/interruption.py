@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -44,8 +45,9 @@ def requeue_file(save: Path | None, environment: Mapping[str, str]) -> Path | No
 
 
 def ask_for_requeue(path: Path, iteration: int, signal_name: str) -> None:
-    """Writes that file, in one step."""
+    """Writes that file, in one step; several ranks may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(f"stopped by {signal_name} after iteration {iteration}\n")
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        file.write(f"stopped by {signal_name} after iteration {iteration}\n")
     os.replace(draft, path)

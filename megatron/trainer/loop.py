@@ -101,7 +101,8 @@ def train(run: Run) -> None:
                 "the same command goes on from here")  # fmt: skip
         run.monitor.event("stop", {"iteration": progress.iteration})
         marker = requeue_file(cfg.checkpoint.save, os.environ)
-        if backend.is_main and marker is not None and run.stop.wants_requeue:
+        # By each rank that a scheduler asked: rank 0 may stop for another's sake before its own signal comes.
+        if marker is not None and run.stop.wants_requeue:
             ask_for_requeue(marker, progress.iteration, run.stop.signal_name)
     elif cfg.validation.do_test and run.blends.test and cfg.validation.eval_iters:
         losses = evaluate(state, cfg, backend, run.blends.test)
