@@ -79,6 +79,6 @@ def python_of_ranks(rank_python: str | None, container: str | None) -> str:
     return rank_python or (sys.executable if container is None else "python3")
 
 
-# A request to stop, as srun and mpirun pass it on to every rank. A first SIGINT only asks srun for its state.
-TERM_FOR_ALL: dict[int, int] = dict.fromkeys((signal.SIGINT, signal.SIGHUP), signal.SIGTERM)
+# A request to stop, as srun and mpirun pass it on to every rank: they answer SIGTERM by killing them, and a
+# first SIGINT only asks srun for its state.
 USR1_FOR_ALL: dict[int, int] = dict.fromkeys((signal.SIGINT, signal.SIGHUP, signal.SIGTERM), signal.SIGUSR1)

@@ -181,7 +181,9 @@ def commands(
     attempt: int = 0,
 ) -> Commands | None:
     """What starts the ranks; None where this process starts them itself (`local`)."""
-    job = replace(job, environment={**job.environment, ATTEMPT_VARIABLE: str(attempt)})
+    # Through a pipe a rank's lines would come in blocks; srun's --unbuffered would give it a terminal.
+    own = {"PYTHONUNBUFFERED": "1", ATTEMPT_VARIABLE: str(attempt)}
+    job = replace(job, environment={**job.environment, **own})
     if choice.name == "slurm":
         allocation = slurm.read_allocation(environment)
         port = world.master_port or slurm.master_port(allocation.job_id, attempt)

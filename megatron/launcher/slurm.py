@@ -21,7 +21,7 @@ from megatron.launcher.frozen import HASH_VARIABLE
 from megatron.launcher.hosts import World
 from megatron.launcher.job import (
     RANK_MODULE,
-    TERM_FOR_ALL,
+    USR1_FOR_ALL,
     Commands,
     Job,
     with_root,
@@ -112,7 +112,6 @@ def srun(
         "--distribution=block:block",  # cyclic would tear tensor parallel groups apart
         "--kill-on-bad-exit=1",
         "--export=ALL",
-        "--unbuffered",
     ]
     if allocation.inside_step:
         options.append("--overlap")  # the step we are in holds the machines
@@ -128,7 +127,7 @@ def srun(
     }
     python = job.command[0]
     command = [*apptainer(slurm, job), python, "-m", RANK_MODULE, *job.command]
-    return Commands(("srun", *options, *command), environment, _FAILURE, TERM_FOR_ALL)
+    return Commands(("srun", *options, *command), environment, _FAILURE, USR1_FOR_ALL)
 
 
 def _mounts(slurm: SlurmConfig, job: Job) -> list[str]:

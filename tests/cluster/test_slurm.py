@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cluster import mini_slurm
 from tests.cluster.mini_slurm import Cluster
-from tests.cluster.runs import assert_no_process_mentions, data_files, kill_rank, last_iteration
+from tests.cluster.runs import assert_no_process_mentions, data_files, kill_rank, last_iteration, processes
 from tests.launcher.runs import write_run
 from tests.runs import ROOT, Place, history_of, latest, make_place
 from tests.test_interruption import numbers
@@ -108,7 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_killed_signalled_and_preempted_it_ends_as_if_never_interrupted(small: Cluster, place: Place) -> None:
     """4 nodes x 2 ranks: a killed rank, the time limit's signal, a preemption, and all numbers are equal."""
     steps = 160
-    changes = {
+    changes: dict[str, Any] = {
         "train_iters": steps, "checkpoint_factor": 10, "eval_interval": 80, "train_batch_size": 8,
         "train_micro_batch_size_per_gpu": 2, "model_parallel_size": 2,
     }  # fmt: skip
@@ -155,6 +156,48 @@ def test_killed_signalled_and_preempted_it_ends_as_if_never_interrupted(small: C
     assert not (save / "requeue").exists()
     assert numbers(history_of(save)) == numbers(history_of(place.folder / "whole" / "save"))
     assert_no_process_mentions(str(save))
+
+
+SAVING_PROGRAM = """
+import os, signal, sys, time
+asked, place = [], os.environ["RANK"] + "-" + os.environ.get("SLURM_RESTART_COUNT", "0")
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: asked.append(number))
+open("started" + place, "w").close()
+end = time.monotonic() + 60
+while not asked and time.monotonic() < end:
+    time.sleep(0.05)
+time.sleep(2)  # as a checkpoint takes
+open("saved" + place, "w").close()
+open(os.environ["DEEPY_REQUEUE_FILE"], "w").close()
+"""
+
+
+@pytest.mark.parametrize("how", [("scontrol", "requeue"), ("scancel", "--signal=TERM", "--full")])
+def test_a_signal_to_all_of_a_job_leaves_time_to_save(
+    small: Cluster, tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    """It reaches the batch script, deepy.py and srun too, and srun answers SIGTERM by ending the ranks."""
+    program = tmp_path / "rank.py"
+    program.write_text(SAVING_PROGRAM)
+    save = tmp_path / "save"
+    config = write_run(
+        tmp_path / "run.yml", **data_files(tmp_path), save=str(save), num_nodes=2, cpu_ranks=4, max_restarts=1
+    )
+    job, _ = submit(small, tmp_path, program, config)
+    wait_for_files(tmp_path, "started?-0", 4, lambda: log_of(save, job))
+    small.run(*how, job)
+    wait_for_files(tmp_path, "saved?-0", 4, lambda: log_of(save, job))
+    wait_for_files(tmp_path, "started?-1", 4, lambda: log_of(save, job))
+    assert "restart 1 of 1" not in log_of(save, job)
+    small.run("scancel", job)
+
+
+def wait_for_files(folder: Path, pattern: str, count: int, said: Callable[[], str]) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(pattern))) < count:
+        assert time.monotonic() < deadline, f"no {pattern}: {said()}"
+        time.sleep(0.1)
 
 
 def test_wrong_input_is_not_started_again(small: Cluster, tmp_path: Path) -> None:
@@ -209,7 +252,13 @@ def test_ctrl_c_in_an_allocation_saves(small: Cluster, place: Place) -> None:
             assert process.poll() is None, (folder / "err.txt").read_text()
             assert time.monotonic() < deadline, (folder / "err.txt").read_text()
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
+        # As a terminal does: to the job in the foreground, which salloc is not.
+        [deepy] = [
+            pid
+            for pid, words, _ in processes()
+            if words[1:2] == [f"{ROOT}/deepy.py"] and str(program) in words
+        ]
+        os.kill(deepy, signal.SIGINT)
         assert process.wait(60) == 130, (folder / "err.txt").read_text()
     finally:
         if process.poll() is None:

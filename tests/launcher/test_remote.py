@@ -32,7 +32,7 @@ def test_srun() -> None:
     options, _, rest = " ".join(found.start).partition(" py -m ")
     assert options == (
         "srun --nodes=2 --ntasks=4 --ntasks-per-node=2 --cpus-per-task=8 --distribution=block:block "
-        "--kill-on-bad-exit=1 --export=ALL --unbuffered"
+        "--kill-on-bad-exit=1 --export=ALL"
     )
     assert rest == "megatron.launcher.rank py train.py --config /s/f.json"
     assert found.environment == {

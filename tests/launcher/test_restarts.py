@@ -16,7 +16,9 @@ from megatron.launcher.restarts import Restarts, run_with_restarts
 
 def ends(*statuses: int, limit: int = 2, wait_seconds: float = 0.01) -> tuple[int, list[int], list[str]]:
     """The final status, the attempts that were made, and what was said."""
-    left, numbers, said = list(statuses), [], []
+    left = list(statuses)
+    numbers: list[int] = []
+    said: list[str] = []
 
     def attempt(number: int, stop: Stop) -> int:
         numbers.append(number)
