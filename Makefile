@@ -2,7 +2,7 @@
 # `make quickstart` trains, exports and shows; `make test` checks the code. Both make their own .venv first.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # For pip, such as another index: make PIP_INSTALL_FLAGS='…'
 PIP_INSTALL_FLAGS ?=
@@ -11,13 +11,14 @@ QUICKSTART_ARGS ?=
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
 
-.PHONY: help quickstart test test-gpu lint format docs clean distclean
+.PHONY: help quickstart test test-gpu test-cluster lint format docs clean distclean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   a small real model learns mathematics on this machine (QUICKSTART_ARGS=--short for a look)"
 	@echo "make test         formatting, types and all tests (TEST_WORKERS=$(TEST_WORKERS), TEST_ARGS='-k name')"
 	@echo "make test-gpu     the tests that need a GPU"
+	@echo "make test-cluster the tests on a real SLURM and real ssh hosts of this machine (root; Debian packages)"
 	@echo "make lint         formatting, types and generated pages only"
 	@echo "make format       put the code into its form"
 	@echo "make docs         write the generated pages and the configuration schema anew"
@@ -37,6 +38,9 @@ test: lint $(VENV)/.stamp-base-model
 
 test-gpu: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m gpu $(TEST_ARGS)
+
+test-cluster: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(TEST_ARGS)
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
@@ -64,7 +68,7 @@ $(VENV)/.stamp-torch: requirements/torch.txt | $(VENV)/.stamp-venv
 	$(BIN)/python -m pip install --quiet $(PIP_INSTALL_FLAGS) -r requirements/torch.txt
 	@touch $@
 
-$(VENV)/.stamp-requirements: requirements/requirements.txt $(VENV)/.stamp-torch
+$(VENV)/.stamp-requirements: requirements/requirements.txt requirements/launch.txt $(VENV)/.stamp-torch
 	$(BIN)/python -m pip install --quiet $(PIP_INSTALL_FLAGS) -r requirements/requirements.txt
 	@touch $@
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a run: reads its configuration, checks all of it, and launches one process per GPU or CPU rank.
 
-python deepy.py train.py [-d DIR] a.yml b.yml … [--set key=value] [--cpu-ranks N] [--dry-run | --plan]
+python deepy.py train.py [-d DIR] a.yml b.yml … [--set key=value] [--dry-run | --plan | --submit]
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from megatron.launcher.hosts import World
+    from megatron.launcher.launchers import Choice
     from megatron.launcher.plan import RankPlan
     from megatron.neox_arguments.config import RunConfig
 
@@ -23,7 +25,7 @@ COMMAND_VARIABLE = "DEEPY_COMMAND"
 PLAN_OPTIONS = ("nodes", "gpus_per_node", "gpu", "gpu_memory", "mfu", "disk_speed", "json")
 
 EPILOG = """\
-Files merge from left to right, later keys win, --set wins over files.
+Files merge from left to right, later keys win, --set wins over files. What follows -- goes to the program.
 
 Ctrl-C lets the ranks finish their step, save and stop; the same command goes on from there. A second one
 ends them at once. Exit status: 0 done, 2 wrong input, 130 stopped by Ctrl-C, else that of the rank that died
@@ -34,6 +36,8 @@ examples:
   python deepy.py train.py -d configs llemma_7b proof_pile_2 --set train_iters=100 --set launcher=local
   python deepy.py train.py -d configs llemma_7b proof_pile_2 --dry-run --world-size 256
   python deepy.py train.py -d configs llemma_34b proof_pile_2 --plan --nodes 32 --gpus-per-node 8 --gpu a100
+  python deepy.py train.py -d configs llemma_7b proof_pile_2 slurm --set num_nodes=32 --submit
+  python deepy.py generate.py --set num_gpus=2 -- checkpoints/llemma_7b --prompt "Let x be"
 """
 
 
@@ -47,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("script", type=Path, help="what each rank runs, such as train.py")
     parser.add_argument(
-        "configs", type=Path, nargs="+", metavar="CONFIG", help="YAML files, .yml may be left out"
+        "configs", type=Path, nargs="*", metavar="CONFIG", help="YAML files, .yml may be left out"
     )
     parser.add_argument(
         "-d", "--conf_dir", "--conf-dir", type=Path, metavar="DIR", help="folder of the YAML files"
@@ -59,15 +63,45 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what the run amounts to and print it merged, start nothing",
+        help="say what the run amounts to and print it merged, start nothing; with --submit show the script",
     )
     parser.add_argument(
         "--world-size", type=int, metavar="N",
         help="with --dry-run or --plan: as if on N ranks of another machine, whose files are not looked for",
     )  # fmt: skip
-    add_plan_options(parser)
-    options = parser.parse_intermixed_args(arguments)
+    _launch_options(parser)
+    _plan_options(parser)
+    typed = sys.argv[1:] if arguments is None else arguments
+    cut = typed.index("--") if "--" in typed else len(typed)
+    options = parser.parse_intermixed_args(typed[:cut])
+    options.own_arguments = typed[cut + 1 :]
     options.command = shlex.join(["python", *(sys.argv if arguments is None else ["deepy.py", *arguments])])
+    _check_options(parser, options)
+    return options
+
+
+def _launch_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("launch")
+    group.add_argument(
+        "--submit",
+        action="store_true",
+        help="write a batch script for num_nodes machines of SLURM, show it, hand it to sbatch",
+    )
+    group.add_argument(
+        "--print-commands",
+        action="store_true",
+        help="print what would start the ranks and the configuration they would read; start nothing",
+    )
+    group.add_argument(
+        "--frozen",
+        type=Path,
+        metavar="FILE",
+        help="in place of YAML files: a configuration as an earlier start froze it (batch scripts use it)",
+    )
+
+
+def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What must hold between options; ends the program where it does not."""
     if options.world_size is not None and not (options.dry_run or options.plan):
         parser.error(
             "--world-size is for another machine, with --dry-run or --plan; --cpu-ranks N starts N ranks"
@@ -77,12 +111,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in PLAN_OPTIONS:
         if getattr(options, name) is not None and not options.plan:
             parser.error(f"--{name.replace('_', '-')} goes with --plan")
-    if options.plan and options.dry_run:
-        parser.error("--plan says what a run will cost, --dry-run what would be started: use one of the two")
-    return options
+    if options.plan and (options.dry_run or options.submit or options.print_commands):
+        parser.error("--plan says what a run will cost and starts nothing: leave out the other")
+    if options.frozen is not None and (options.configs or options.set or options.cpu_ranks is not None):
+        parser.error("--frozen is a whole configuration; leave out YAML files, --set and --cpu-ranks")
+    if options.submit and (options.print_commands or options.world_size is not None):
+        parser.error("--submit goes with --dry-run, not with --print-commands or --world-size")
+    if not (options.configs or options.frozen or _has_own_command_line(options.script)):
+        parser.error(f"{options.script} needs a configuration: give YAML files")
 
 
-def add_plan_options(parser: argparse.ArgumentParser) -> None:
+def _has_own_command_line(script: Path) -> bool:
+    """Whether a program is given what follows `--` and no run configuration."""
+    return script.name in ("generate.py", "preprocess_data.py")
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
     """`--plan` and what it is told about the machine; megatron/planning does the rest."""
     group = parser.add_argument_group("what a run will cost (docs/planning.md); nothing is started")
     group.add_argument(
@@ -116,8 +160,13 @@ def start(options: argparse.Namespace) -> int:
     Raises:
         UserError: all problems of the configuration on this machine, in one list.
     """
-    from megatron.launcher import freeze, launch
-    from megatron.launcher.frozen import HASH_VARIABLE
+    if _has_own_command_line(options.script):
+        from megatron.launcher.programs import start_program
+
+        return start_program(options, Path(__file__).resolve(), tell)
+    from megatron.launcher import launchers
+    from megatron.launcher.frozen import HASH_VARIABLE, freeze
+    from megatron.launcher.job import Job, python_of_ranks
 
     cfg, notices = load(options)
     for notice in notices:
@@ -126,20 +175,27 @@ def start(options: argparse.Namespace) -> int:
         from megatron.planning.command import run_plan
 
         return run_plan(cfg, options)
-    plan = plan_on(cfg, options)
+    if options.submit:
+        from megatron.launcher.submission import submit_run
+
+        return submit_run(cfg, options.script, Path(__file__).resolve(), dry_run=options.dry_run, tell=tell)
+    plan, choice, world = plan_on(cfg, options)
     if options.dry_run:
         show(cfg, plan)
         return 0
+    assert world is not None
     frozen = freeze(cfg)
-    tell(f"{plan}; configuration {frozen.path}, sha256 {frozen.sha256[:16]}…")
-    return launch(
-        [sys.executable, str(options.script), "--config", str(frozen.path)],
-        plan.ranks,
-        environment={**os.environ, HASH_VARIABLE: frozen.sha256, COMMAND_VARIABLE: options.command},
-        on_gpu=bool(plan.on_gpu),
-        master_addr=cfg.launch.master_addr,
-        master_port=cfg.launch.master_port,
-    )
+    tell(f"launcher {choice.name} ({choice.reason}); {plan}; configuration {frozen.path}, "
+         f"sha256 {frozen.sha256[:16]}…")  # fmt: skip
+    settings = launchers.Settings(cfg.launch, cfg.slurm)
+    python = python_of_ranks(cfg.launch.rank_python, cfg.slurm.slurm_container)
+    command = (python, str(options.script), "--config", str(frozen.path), *options.own_arguments)
+    variables = {HASH_VARIABLE: frozen.sha256, COMMAND_VARIABLE: options.command, **cfg.launch.environment}
+    job = Job(command, Path.cwd(), variables)
+    if options.print_commands:
+        print(launchers.shown(choice, job, world, settings, os.environ))
+        return 0
+    return launchers.start(choice, job, world, settings, os.environ)
 
 
 def load(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
@@ -154,6 +210,10 @@ def load(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     if not options.script.is_file():
         remedy = "give the program of the ranks first, such as train.py"
         problems.append(Problem("script", str(options.script), "no such file", remedy))
+    if options.frozen is not None and not problems:
+        from megatron.launcher.frozen import read_frozen
+
+        return read_frozen(options.frozen, os.environ), []
     try:
         cfg, notices = load_config(
             options.configs,
@@ -168,20 +228,26 @@ def load(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     return cfg, notices
 
 
-def plan_on(cfg: RunConfig, options: argparse.Namespace) -> RankPlan:
-    """The ranks of this run, with what makes them impossible raised as one ConfigError."""
+def plan_on(cfg: RunConfig, options: argparse.Namespace) -> tuple[RankPlan, Choice, World | None]:
+    """The ranks of this run and what starts them, with what makes them impossible raised as one ConfigError.
+
+    There is no World where a dry run is for machines that are not here.
+    """
     from megatron.launcher.devices import count_gpus
-    from megatron.launcher.launchers import launch_problem
+    from megatron.launcher.launchers import choose, launch_problem, lay_out
     from megatron.launcher.plan import RankPlan, plan_ranks
     from megatron.neox_arguments.checks import check_world
     from megatron.neox_arguments.errors import ConfigError
 
+    choice, world = choose(cfg.launch, os.environ), None
+    problem = None if options.world_size is not None else launch_problem(choice.name, os.environ)
     if options.world_size is not None:
         plan = RankPlan(options.world_size, f"--world-size={options.world_size}, planned only")
-        problem = None
-    else:
+    elif problem is not None:
         plan = plan_ranks(cfg, count_gpus(os.environ))
-        problem = launch_problem(cfg.launch.launcher, os.environ)
+    else:
+        world = lay_out(choice, cfg.launch, os.environ, lambda: plan_ranks(cfg, count_gpus(os.environ)))
+        plan = RankPlan(world.size, world.reason, world.on_gpu)
     problems = check_world(cfg, plan.ranks)
     if problem is not None and options.dry_run:
         tell(f"note: a start here would end with: {problem}")
@@ -189,7 +255,7 @@ def plan_on(cfg: RunConfig, options: argparse.Namespace) -> RankPlan:
         problems.insert(0, problem)
     if problems:
         raise ConfigError(problems)
-    return plan
+    return plan, choice, world
 
 
 def show(cfg: RunConfig, plan: RankPlan) -> None:

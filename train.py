@@ -118,7 +118,7 @@ def _draw(cfg: RunConfig, log) -> None:  # type: ignore[no-untyped-def]
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     stop = StopRequest().listen()  # before the imports, which take seconds, and before there are threads
-    from megatron.launcher import read_frozen
+    from megatron.launcher.frozen import read_frozen
 
     command = os.environ.get(COMMAND_VARIABLE, "the same command")
     run_training(read_frozen(_arguments(argv).config, os.environ), stop, command)

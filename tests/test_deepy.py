@@ -21,7 +21,7 @@ RANK = """
 import os, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from megatron.launcher import read_frozen
+from megatron.launcher.frozen import read_frozen
 assert sys.argv[1] == "--config"
 cfg = read_frozen(Path(sys.argv[2]), os.environ)
 place = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES")]
@@ -149,7 +149,8 @@ def test_all_problems_in_one_list_and_nothing_started(tmp_path: Path) -> None:
 def test_what_cannot_start_here_is_refused(
     tmp_path: Path, script: Path, changes: dict[str, object], arguments: list[str], words: str
 ) -> None:
-    done = deepy(tmp_path, script, runnable(tmp_path, **changes), *arguments)
+    no_programs = {"PATH": str(tmp_path)}
+    done = deepy(tmp_path, script, runnable(tmp_path, **changes), *arguments, environment=no_programs)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -192,3 +193,69 @@ def test_a_dry_run_for_another_machine_needs_none_of_its_files(tmp_path: Path, s
     assert "256 ranks = tensor parallel 2 x pipeline 1 x data parallel 128" in done.stdout
     assert deepy(tmp_path, script, config, "--dry-run", "--world-size", 255).returncode == 2
     assert deepy(tmp_path, script, config, "--world-size", 256).returncode == 2
+
+
+def test_a_configuration_error_comes_in_a_blink_and_without_torch(tmp_path: Path, script: Path) -> None:
+    before = cpu_seconds()
+    done = deepy(
+        tmp_path, script, runnable(tmp_path, hidden_size=65), environment={"PYTHONPROFILEIMPORTTIME": "1"}
+    )
+    seconds = cpu_seconds() - before
+    assert done.returncode == 2
+    assert "error: hidden_size=65" in done.stderr
+    assert "| torch" not in done.stderr
+    assert seconds < 0.5, f"{seconds:.2f} s"
+
+
+def test_a_dead_rank_is_followed_by_a_restart(tmp_path: Path) -> None:
+    script = tmp_path / "dies.py"
+    script.write_text("import os, sys; sys.exit(9 if os.environ['DEEPY_ATTEMPT'] == '0' else 0)\n")
+    done = deepy(tmp_path, script, runnable(tmp_path, max_restarts=1, restart_seconds=0.1))
+    assert done.returncode == 0, done.stderr
+    assert "restart 1 of 1 in 0.1 s, from the last checkpoint" in done.stderr
+
+
+def test_commands_are_printed_and_not_run(tmp_path: Path, script: Path) -> None:
+    done = deepy(tmp_path, script, runnable(tmp_path), "--cpu-ranks", 2, "--print-commands", "--", "more")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("env ") and line.endswith(".json more &") for line in lines)
+    assert "launcher local (neither a SLURM job nor a hostfile here)" in done.stderr
+    assert "iterations" not in done.stderr
+    # What is printed does what a start does.
+    subprocess.run(["bash", "-c", done.stdout + "wait"], cwd=tmp_path, check=True, timeout=LIMIT_SECONDS)
+
+
+def test_a_frozen_configuration_is_a_whole_one(tmp_path: Path, script: Path) -> None:
+    assert deepy(tmp_path, script, runnable(tmp_path, train_iters=6)).returncode == 0
+    [frozen] = (tmp_path / "out" / "run_configs").glob("*.json")
+    done = deepy(tmp_path, script, "--frozen", frozen)
+    assert done.returncode == 0, done.stderr
+    assert "iterations 6 0 1 " in done.stderr
+    both = deepy(tmp_path, script, "--frozen", frozen, "--set", "train_iters=7")
+    assert both.returncode == 2
+    assert "--frozen is a whole configuration" in both.stderr
+
+
+def test_programs_that_are_no_runs_get_their_own_command_line(tmp_path: Path) -> None:
+    tells = "import os, sys; print(os.environ['RANK'], os.environ['WORLD_SIZE'], sys.argv[1:])\n"
+    for name in ("generate.py", "preprocess_data.py"):
+        (tmp_path / name).write_text(tells)
+    done = deepy(tmp_path, "generate.py", "--", "checkpoint", "--prompt", "a b")
+    assert (done.returncode, done.stdout) == (0, "0 1 ['checkpoint', '--prompt', 'a b']\n"), done.stderr
+    (tmp_path / "site.yml").write_text("slurm_partition: gpu\nslurm_time: 1:00:00\nnum_layers: 2\n")
+    done = deepy(tmp_path, "preprocess_data.py", "site.yml", "--submit", "--dry-run", "--", "--input", "a b")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --partition=gpu" in done.stdout
+    assert "#SBATCH --nodes=1" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(f"preprocess_data.py {tmp_path}/site.yml -- --input 'a b'")
+    assert not list(tmp_path.glob("*.sbatch"))
+    for arguments, words in (
+        (["generate.py"], "nothing follows `--`"),
+        (["generate.py", "--set", "slurm_tim=1", "--", "x"], "did you mean slurm_time?"),
+        (["absent/generate.py", "--", "x"], "no such file"),
+    ):
+        refused = deepy(tmp_path, *arguments)
+        assert refused.returncode == 2
+        assert words in refused.stderr

@@ -61,6 +61,7 @@ A run is described by one or more YAML files:
 | File in `configs/` | What it is |
 |---|---|
 | `llemma_7b.yml`, `llemma_34b.yml` | Llemma's two runs: network, optimizer, layout on 256 GPUs |
+| `slurm.yml` | put after any of these, it holds what a site's SLURM wants to be told |
 | `proof_pile_2.yml` | the data of both: sources, weights, validation and test sets |
 | `local_cpu.yml` | put last, it shrinks any of these to a run of two CPU ranks, to try it on a laptop |
 
@@ -83,6 +84,7 @@ _TITLES = {
     "logging": "Logging",
     "recovery": "Bad numbers, hanging and slow ranks",
     "launch": "Launch",
+    "slurm": "SLURM",
 }
 
 

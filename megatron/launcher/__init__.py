@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where ranks come from. Needs no torch, and starts in a blink."""
+"""Where ranks come from. Needs no torch, and starts in a blink.
 
-from megatron.launcher.frozen import FrozenConfig, freeze, read_frozen
-from megatron.launcher.local import launch
-
-__all__ = ["FrozenConfig", "freeze", "launch", "read_frozen"]
+Nothing is imported here: `megatron.launcher.rank` runs once for every rank of a run, before anything else.
+"""

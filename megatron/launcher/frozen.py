@@ -28,6 +28,17 @@ class FrozenConfig:
     sha256: str
 
 
+def frozen_as(cfg: RunConfig, folder: Path) -> FrozenConfig:
+    """Where `freeze` would put the configuration in `folder`, and its hash; nothing is written."""
+    sha256 = hashlib.sha256(cfg.frozen_bytes()).hexdigest()
+    return FrozenConfig(folder.resolve() / f"{sha256[:16]}.json", sha256)
+
+
+def folder_of(save: Path) -> Path:
+    """The folder of the frozen configurations of a run."""
+    return save / "run_configs"
+
+
 def freeze(cfg: RunConfig) -> FrozenConfig:
     """Writes the configuration as `run_configs/<first 16 of the hash>.json` in `save`.
 
@@ -37,22 +48,16 @@ def freeze(cfg: RunConfig) -> FrozenConfig:
     Raises:
         UserError: the folder cannot be written.
     """
-    if cfg.checkpoint.save is not None:
-        folder = cfg.checkpoint.save / "run_configs"
-    else:
-        folder = Path(tempfile.mkdtemp(prefix="deepy-"))
-    draft = folder / f"draft-{os.getpid()}.json"
-    cfg.freeze(draft)
-    sha256 = hashlib.sha256(draft.read_bytes()).hexdigest()
-    path = folder.resolve() / f"{sha256[:16]}.json"
+    save = cfg.checkpoint.save
+    folder = folder_of(save) if save is not None else Path(tempfile.mkdtemp(prefix="deepy-"))
+    frozen = frozen_as(cfg, folder)
+    cfg.freeze(frozen.path)
     try:
-        os.replace(draft, path)
-        _write(path.with_suffix(".sha256"), f"{sha256}  {path.name}\n")  # as `sha256sum -c` reads it
+        # As `sha256sum -c` reads it.
+        _write(frozen.path.with_suffix(".sha256"), f"{frozen.sha256}  {frozen.path.name}\n")
     except OSError as error:
-        raise UserError(
-            f"save={cfg.checkpoint.save}: {error.strerror} ({path}); choose another folder"
-        ) from error
-    return FrozenConfig(path, sha256)
+        raise UserError(f"save={save}: {error.strerror} ({frozen.path}); choose another folder") from error
+    return frozen
 
 
 def read_frozen(path: Path, environment: Mapping[str, str]) -> RunConfig:

@@ -1,42 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks on this machine: started together, watched, stopped together, none left behind.
+"""Ranks on one machine: started together, watched, stopped together, none left behind.
 
 Rank 0 has the launcher's own standard output and error, so that a terminal stays one for it. Of the others
 only standard error is shown, each line after `[rank N]`. Every rank leads a process group of its own: a
 Ctrl-C at the terminal reaches the launcher alone, which passes it on once.
+
+Why not torch.distributed.run: it imports torch before it can say anything (seconds on a shared disk, and this
+launcher has none on a login node), a Ctrl-C kills its ranks instead of letting them save, its restarts follow
+each other at once, and a launcher that is killed leaves its ranks behind. The ranks find the same variables
+as under it, and every program here can be started by it as well.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 from megatron.launcher.devices import available_cores
+from megatron.launcher.processes import (
+    POLL_SECONDS,
+    Patience,
+    Stop,
+    checked_port,
+    die_with,
+    ending,
+    free_port,
+    kill_group,
+    shell_status,
+    write_error,
+)
+from megatron.launcher.processes import say as say_to_user
+from megatron.launcher.rank import visible_gpus
 from megatron.neox_arguments.errors import UserError
-
-# They ask ranks to save and stop. USR1 is what SLURM is told to send ahead of a time limit, HUP what a closed
-# terminal sends.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-POLL_SECONDS = 0.05
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long the others may go on after a rank has died."""
+class Share:
+    """The part of a world that one machine has; by default all of it."""
 
-    report_seconds: float = 5.0  # to report errors of their own, before SIGTERM
-    exit_seconds: float = 10.0  # to leave, before SIGKILL
+    first_rank: int
+    world_size: int
+    slots: tuple[int, ...]
 
 
 @dataclass
@@ -55,44 +65,24 @@ class _Rank:
 
     def kill_group(self) -> None:
         """SIGKILL to the rank and to what it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-
-@dataclass
-class _Stop:
-    """Stop requests the launcher has got, in order.
-
-    One request may arrive twice at once (`timeout` signals its child and then the child's whole group): what
-    comes within half a second of another belongs to it.
-    """
-
-    received: list[int] = field(default_factory=list)
-    last_seconds: float = float("-inf")
-
-    def handle(self, signum: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if now - self.last_seconds > 0.5:
-            self.received.append(signum)
-        self.last_seconds = now
+        kill_group(self.process.pid)
 
 
 def rank_environment(
-    rank: int, ranks: int, master_addr: str, master_port: int, base: Mapping[str, str], on_gpu: bool
+    local_rank: int, share: Share, master_addr: str, master_port: int, base: Mapping[str, str], on_gpu: bool
 ) -> dict[str, str]:
     """`base` with what a rank needs to find its place. On CPU it also hides the GPUs."""
     environment = dict(base)
     environment.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_WORLD_SIZE=str(ranks),
+        RANK=str(share.first_rank + local_rank),
+        LOCAL_RANK=str(local_rank),
+        WORLD_SIZE=str(share.world_size),
+        LOCAL_WORLD_SIZE=str(len(share.slots)),
         MASTER_ADDR=master_addr,
         MASTER_PORT=str(master_port),
     )
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // ranks)))
-    if not on_gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // len(share.slots))))
+    environment.update(visible_gpus(share.slots, base) if on_gpu else {"CUDA_VISIBLE_DEVICES": ""})
     return environment
 
 
@@ -104,14 +94,21 @@ def launch(
     on_gpu: bool,
     master_addr: str | None = None,
     master_port: int | None = None,
+    share: Share | None = None,
+    stop: Stop | None = None,
+    lifeline: int | None = None,
     patience: Patience | None = None,
     say: Callable[[str], None] | None = None,
 ) -> int:
     """Runs `command` once per rank and waits for all of them; call it from the main thread.
 
     Args:
+        ranks: how many here.
         environment: variables all ranks get; each has its own place added.
         master_addr: default 127.0.0.1. master_port: default a free one.
+        share: which ranks of a larger world these are; its port is the other machines' business too.
+        stop: where stop requests arrive; by default the signals are taken over.
+        lifeline: a file descriptor; at its end of file all ranks are killed.
         say: takes the launcher's own messages, by default to standard error.
 
     Returns:
@@ -121,17 +118,24 @@ def launch(
     Raises:
         UserError: the command cannot be started, or the port is taken.
     """
-    say = say or _say
     address = master_addr or "127.0.0.1"
-    port = _free_port() if master_port is None else _checked_port(master_port)
-    stop = _Stop()
+    if share is None:
+        share = Share(0, ranks, tuple(range(ranks)))
+        port = free_port() if master_port is None else checked_port(master_port)
+    else:
+        assert master_port is not None
+        port = master_port
+    listening: AbstractContextManager[None] = nullcontext()
+    if stop is None:
+        stop = Stop()
+        listening = stop.listening()
     started: list[_Rank] = []
-    with _handled(stop):
+    with listening:
         try:
-            for number in range(ranks):
-                place = rank_environment(number, ranks, address, port, environment, on_gpu)
-                started.append(_start(command, number, place))
-            return _Watch(started, stop, patience or Patience(), say).run()
+            for local_rank in range(ranks):
+                place = rank_environment(local_rank, share, address, port, environment, on_gpu)
+                started.append(_start(command, share.first_rank + local_rank, place))
+            return _Watch(started, stop, patience or Patience(), say or say_to_user, lifeline).run()
         finally:
             for rank in started:
                 rank.kill_group()
@@ -144,9 +148,15 @@ class _Watch:
     """The wait for the ranks: output passed on, stop signals forwarded, a death made the end of all."""
 
     def __init__(
-        self, ranks: list[_Rank], stop: _Stop, patience: Patience, say: Callable[[str], None]
+        self,
+        ranks: list[_Rank],
+        stop: Stop,
+        patience: Patience,
+        say: Callable[[str], None],
+        lifeline: int | None = None,
     ) -> None:
         self._ranks, self._stop, self._patience, self._say = ranks, stop, patience, say
+        self._lifeline = lifeline
         self._handled = 0  # stop signals acted on
         self._dead: _Rank | None = None  # the first to fail
         self._deadlines: list[tuple[float, int]] = []  # (time, signal) for the survivors
@@ -157,6 +167,8 @@ class _Watch:
                 if rank.process.stderr is not None:
                     os.set_blocking(rank.process.stderr.fileno(), False)
                     selector.register(rank.process.stderr, selectors.EVENT_READ, rank)
+            if self._lifeline is not None:
+                selector.register(self._lifeline, selectors.EVENT_READ, None)
             while self._alive():
                 self._pass_on(selector, POLL_SECONDS)
                 self._forward_stop()
@@ -165,7 +177,7 @@ class _Watch:
             self._pass_on(selector, 0)
         for rank in self._ranks:
             if rank.tail:
-                _write_error(f"[rank {rank.number}] {rank.tail.decode(errors='replace')}")
+                write_error(f"[rank {rank.number}] {rank.tail.decode(errors='replace')}")
         return self._status()
 
     def _alive(self) -> list[_Rank]:
@@ -176,13 +188,23 @@ class _Watch:
             time.sleep(wait_seconds)
             return
         for key, _ in selector.select(wait_seconds):
-            rank: _Rank = key.data
+            rank: _Rank | None = key.data
             chunk = os.read(key.fd, 65536)
+            if rank is None:
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                    self._cut_off()
+                continue
             if not chunk:
                 selector.unregister(key.fileobj)
             *lines, rank.tail = (rank.tail + chunk).split(b"\n")
             for line in lines:
-                _write_error(f"[rank {rank.number}] {line.decode(errors='replace')}")
+                write_error(f"[rank {rank.number}] {line.decode(errors='replace')}")
+
+    def _cut_off(self) -> None:
+        """The launcher or the connection to it is gone: another attempt may begin, so nothing may go on."""
+        for rank in self._ranks:
+            rank.kill_group()
 
     def _forward_stop(self) -> None:
         while self._handled < len(self._stop.received):
@@ -206,13 +228,15 @@ class _Watch:
     def _notice_death(self) -> None:
         if self._dead is not None or self._handled > 1:
             return
-        failed = {rank.number: rank.process.returncode for rank in self._ranks if rank.process.poll()}
+        failed = {
+            place: rank.process.returncode for place, rank in enumerate(self._ranks) if rank.process.poll()
+        }
         if not failed:
             return
         self._dead = self._ranks[to_blame(failed)]
         # A rank that found the user's mistake has said so; which rank it was says nothing.
         if self._dead.process.returncode != UserError.exit_code:
-            self._say(f"{self._dead.name} {_ending(self._dead.process.returncode)}{self._consequence()}")
+            self._say(f"{self._dead.name} {ending(self._dead.process.returncode)}{self._consequence()}")
         now = time.monotonic()
         self._deadlines = [
             (now + self._patience.report_seconds, signal.SIGTERM),
@@ -241,8 +265,7 @@ class _Watch:
             return 128 + self._stop.received[0]
         if self._dead is None:
             return 0
-        status = self._dead.process.returncode
-        return status if status > 0 else 128 - status
+        return shell_status(self._dead.process.returncode)
 
     def _obeyed(self) -> bool:
         """All ranks stopped with 0, or by the signal itself before they had set up to handle it."""
@@ -269,80 +292,8 @@ def _start(command: Sequence[str], number: int, environment: Mapping[str, str]) 
             stdout=None if first else subprocess.DEVNULL,
             stderr=None if first else subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),
+            preexec_fn=die_with(os.getpid()),
         )
     except OSError as error:
         raise UserError(f"{command[0]}: {error.strerror}; rank {number} could not be started") from error
     return _Rank(number, process)
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """For a child before it becomes its program: the kernel kills it when the launcher dies."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def in_child() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
-
-    return in_child
-
-
-@contextmanager
-def _handled(stop: _Stop) -> Iterator[None]:
-    before = {
-        signum: signal.signal(signum, stop.handle)
-        for signum in STOP_SIGNALS
-        if not (signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN)  # under nohup
-    }
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _ending(returncode: int) -> str:
-    if returncode < 0:
-        try:
-            return f"was killed by {signal.Signals(-returncode).name}"
-        except ValueError:
-            return f"was killed by signal {-returncode}"
-    return f"ended with exit status {returncode}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _checked_port(port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"master_port={port}: {error.strerror}; leave it out and a free port is taken, or end what "
-                "holds it"
-            ) from error
-    return port
-
-
-def _say(message: str) -> None:
-    _write_error(f"deepy: {message}")
-
-
-def _write_error(line: str) -> None:
-    """To standard error; a terminal that has gone away must not keep the ranks from saving."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except ValueError:  # closed
-        pass
-    except OSError:
-        # What could not be written is still in the buffer, and Python would end with status 120 for it.
-        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stderr.fileno())

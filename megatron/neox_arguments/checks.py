@@ -7,6 +7,7 @@ mistake is reported once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -458,15 +459,40 @@ def _wandb(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
         yield Problem("wandb_host", host, "is not a web address", "write for instance https://api.wandb.ai")
 
 
-@_check("launcher", "hostfile", "num_nodes", "include", "exclude")
+@_check("launcher", "hostfile", "num_nodes", "include", "exclude", "num_gpus", "cpu_ranks")
 def _machines(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
     launch = cfg.launch
     alone = {"local": "which uses this machine alone", "slurm": "where SLURM hands out the machines"}
     for key in ("hostfile", "num_nodes", "include", "exclude"):
         value = getattr(launch, key)
+        if key == "num_nodes" and launch.launcher == "slurm":
+            continue
         if value is not None and launch.launcher in alone:
             constraint = f"has no meaning with launcher={launch.launcher}, {alone[launch.launcher]}"
             yield Problem(key, value, constraint, "remove it, or use launcher: openmpi or pdsh")
             return
-    if cfg.launch.include is not None and cfg.launch.exclude is not None:
-        yield Problem("exclude", cfg.launch.exclude, "is set beside include", "keep one of the two")
+    if launch.include is not None and launch.exclude is not None:
+        yield Problem("exclude", launch.exclude, "is set beside include", "keep one of the two")
+    if launch.cpu_ranks is not None and launch.num_nodes and launch.cpu_ranks % launch.num_nodes:
+        fix = f"use a multiple of {launch.num_nodes}"
+        yield _not_divisible("cpu_ranks", launch.cpu_ranks, "num_nodes", launch.num_nodes, fix)
+
+
+@_check("environment")
+def _variables(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    for name in cfg.launch.environment:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield Problem("environment", name, "is not the name of a variable", "use letters, digits and _")
+
+
+@_check("slurm_options", "slurm_prologue", "slurm_container", "slurm_container_mounts")
+def _slurm(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    for option in cfg.slurm.slurm_options:
+        if not re.fullmatch(r"--[a-z][a-z0-9-]*(=\S+)?", option):
+            constraint = "is not an option of sbatch on one line"
+            yield Problem("slurm_options", option, constraint, "write it as --name or --name=value")
+    if cfg.slurm.slurm_container_mounts and cfg.slurm.slurm_container is None:
+        yield Problem(
+            "slurm_container_mounts", list(cfg.slurm.slurm_container_mounts),
+            "has no meaning without slurm_container", "name an image, or remove it",
+        )  # fmt: skip

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from .data import DataConfig, TokenizerConfig, source_names
 from .errors import UserError
 from .fields import Concern
-from .launch import LaunchConfig
+from .launch import LaunchConfig, SlurmConfig
 from .model import ModelConfig, RotaryScaling, llama_intermediate_size
 from .output import CheckpointConfig, LoggingConfig
 from .parallel import ParallelConfig, PrecisionConfig
@@ -38,6 +38,7 @@ __all__ = [
     "RotaryScaling",
     "RunConfig",
     "ScheduleConfig",
+    "SlurmConfig",
     "TokenizerConfig",
     "ValidationConfig",
     "concerns",
@@ -65,6 +66,7 @@ class RunConfig(BaseModel):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
+    slurm: SlurmConfig = Field(default_factory=SlurmConfig)
 
     @model_validator(mode="after")
     def _derive_across_concerns(self) -> RunConfig:
@@ -95,6 +97,10 @@ class RunConfig(BaseModel):
             ]
         return "\n".join(lines)
 
+    def frozen_bytes(self) -> bytes:
+        """What `freeze` writes."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
+
     def freeze(self, path: Path) -> None:
         """Write the run to `path` as JSON, in one step: a reader sees the old file or the new one."""
         path = Path(path)
@@ -104,8 +110,8 @@ class RunConfig(BaseModel):
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.model_dump_json(indent=2) + "\n")
+            with os.fdopen(handle, "wb") as file:
+                file.write(self.frozen_bytes())
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)

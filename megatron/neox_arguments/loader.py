@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from .checks import run_checks
-from .config import RunConfig, concerns, fields
+from .config import LaunchConfig, RunConfig, SlurmConfig, concerns, fields
 from .errors import ConfigError, Problem, shown
 from .fields import Concern
 from .files import check_files as find_missing_files
@@ -77,6 +77,29 @@ def load_config(
         raise ConfigError({str(problem): problem for problem in problems}.values())
     cfg = RunConfig(**built)
     return cfg, notices + _remarks(cfg, chosen)
+
+
+def load_launch(
+    paths: Sequence[Path], overrides: Sequence[str] = (), directory: Path | None = None
+) -> tuple[LaunchConfig, SlurmConfig, list[str]]:
+    """Only what launchers read, for programs that are no runs; keys of runs may stand there and are not used.
+
+    Raises:
+        ConfigError: with every problem of a key, or between keys of launchers.
+    """
+    sources = _Sources()
+    sources.read([_located(Path(path), directory) for path in paths], overrides)
+    chosen, notices = _merge(sources.settings)
+    values, facts, problems = _settle(chosen)
+    required = {name for name, (_, info) in _fields().items() if info.is_required()}
+    built, wrong, found = _validate(values, chosen, required)
+    own = {*LaunchConfig.model_fields, *SlurmConfig.model_fields}
+    draft = RunConfig.model_construct(**built)
+    between = [problem for problem in run_checks(draft, facts, wrong) if problem.key in own]
+    problems = sources.problems + _same_file_twice(sources.settings) + problems + found
+    if problems or between:
+        raise ConfigError([*problems, *(_placed(problem, chosen) for problem in between)])
+    return draft.launch, draft.slurm, notices
 
 
 def _located(path: Path, directory: Path | None) -> Path:

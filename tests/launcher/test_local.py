@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from megatron.launcher.local import launch, rank_environment, to_blame
+from megatron.launcher.local import Share, launch, rank_environment, to_blame
 from megatron.neox_arguments.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,8 @@ LIMIT_SECONDS = 120.0
 # argv: ranks, folder, program of the ranks
 LAUNCHER = """
 import os, sys
-from megatron.launcher.local import Patience, launch
+from megatron.launcher.local import launch
+from megatron.launcher.processes import Patience
 status = launch([sys.executable, "-c", sys.argv[3], sys.argv[2]], int(sys.argv[1]), environment=os.environ,
                 on_gpu=False, patience=Patience(report_seconds=0.3, exit_seconds=0.5))
 sys.exit(status)
@@ -131,8 +132,8 @@ def test_each_rank_gets_its_place(tmp_path: Path) -> None:
 
 def test_threads_that_are_set_stay_and_cpu_ranks_see_no_gpu() -> None:
     base = {"OMP_NUM_THREADS": "7", "CUDA_VISIBLE_DEVICES": "0,1", "PATH": "/bin"}
-    on_cpu = rank_environment(1, 2, "127.0.0.1", 29500, base, on_gpu=False)
-    on_gpu = rank_environment(1, 2, "127.0.0.1", 29500, base, on_gpu=True)
+    on_cpu = rank_environment(1, Share(0, 2, (0, 1)), "127.0.0.1", 29500, base, on_gpu=False)
+    on_gpu = rank_environment(1, Share(0, 2, (0, 1)), "127.0.0.1", 29500, base, on_gpu=True)
     assert on_cpu["OMP_NUM_THREADS"] == "7"
     assert on_cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert on_gpu["CUDA_VISIBLE_DEVICES"] == "0,1"

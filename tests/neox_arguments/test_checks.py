@@ -98,8 +98,12 @@ GOOD = {"num_attention_heads": "8", "num_kv_heads": "4", "num_layers": "4", "mod
         ({"load": "[s3://bucket/run]"}, "load", "must be a path"),
         ({"wandb_host": "api.wandb.ai"}, "wandb_host", "https://"),
         ({"launcher": "pdsh", "include": "n0", "exclude": "n1"}, "exclude", "include"),
-        ({"include": "n0"}, "include", "launcher=local"),
-        ({"launcher": "slurm", "num_nodes": "2"}, "num_nodes", "SLURM"),
+        ({"launcher": "local", "include": "n0"}, "include", "launcher=local"),
+        ({"launcher": "slurm", "hostfile": "h"}, "hostfile", "SLURM"),
+        ({"num_nodes": "2", "cpu_ranks": "3"}, "cpu_ranks", "num_nodes=2"),
+        ({"environment": "{1X: a}"}, "environment", "name of a variable"),
+        ({"slurm_options": "[exclusive]"}, "slurm_options", "option of sbatch"),
+        ({"slurm_container_mounts": "[/data]"}, "slurm_container_mounts", "slurm_container"),
     ],
 )
 def test_each_rule_broken_once(tmp_path: Path, changes: dict[str, str | None], key: str, said: str) -> None:

@@ -123,7 +123,7 @@ def test_two_spellings_in_one_file_must_agree(tmp_path: Path) -> None:
         ("fp16: {enabled: false, loss_scale: 0}", "precision", "dtype_name", "bfloat16"),
         ("data_types: {grad_accum_dtype: bf16}", "precision", "fp32_allreduce", False),
         ("deepspeed_slurm: true", "launch", "launcher", "slurm"),
-        ("deepspeed_slurm: false", "launch", "launcher", "local"),
+        ("deepspeed_slurm: false", "launch", "launcher", "auto"),
         ('attention_config: [[["global"], "all"]]', "model", "attention_backend", "auto"),
         ('attention_config: [[["flash", "global"], 1]]', "model", "attention_backend", "auto"),
         ("attention_type: multiquery", "model", "num_kv_heads", 1),

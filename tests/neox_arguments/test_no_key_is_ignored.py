@@ -28,10 +28,6 @@ HERE = {
     "test_data_weights": "megatron/data/blend.py puts the name together",
     "valid_data_names": "megatron/data/blend.py puts the name together",
     "test_data_names": "megatron/data/blend.py puts the name together",
-    "hostfile": "refused with launchers that have no use for it",
-    "num_nodes": "refused with launchers that have no use for it",
-    "include": "refused with launchers that have no use for it",
-    "exclude": "refused with launchers that have no use for it",
     "rotary_pct": "only 1",
 }
 

@@ -171,7 +171,7 @@ def test_wrong_input_is_refused() -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--nodes", "2"], "--nodes goes with --plan"),
-    (["--plan", "--dry-run"], "use one of the two"),
+    (["--plan", "--dry-run"], "leave out the other"),
     (["--plan", "--nodes", "2", "--world-size", "16"], "is set beside --world-size"),
     (["--plan", "--world-size", "12"], "no whole number of nodes"),
     (["--plan", "--nodes", "0"], "--nodes=0"),

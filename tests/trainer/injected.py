@@ -17,7 +17,7 @@ from typing import Any
 def trained(config: str, faults: Sequence[tuple[Any, ...]]) -> int:
     """Trains as train.py does, with `faults`; returns the exit status, 2 for an error of the user's."""
     import train
-    from megatron.launcher import read_frozen
+    from megatron.launcher.frozen import read_frozen
     from megatron.neox_arguments import UserError
     from megatron.trainer.interruption import StopRequest
 

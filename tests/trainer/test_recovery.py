@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from megatron.launcher import freeze
+from megatron.launcher.frozen import freeze
 from megatron.neox_arguments.loader import load_config
 from tests.runs import Place, call_on_ranks, history_of, latest, make_place
 from tests.trainer.injected import trained

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from megatron.launcher import freeze
+from megatron.launcher.frozen import freeze
 from megatron.neox_arguments.loader import load_config
 from megatron.trainer.collectives import Position, Waiting, position_of, waited_for
 from megatron.trainer.watchdog import EXIT_STATUS, conclude
