@@ -22,7 +22,7 @@ import pytest
 from tests.runs import Place, finish, history_of, latest, make_place, run, start, wait_until
 from tests.test_interruption import leftovers, numbers, wait_until_still
 
-KILLS = int(os.environ.get("KILLS", "12"))
+KILLS = int(os.environ.get("KILLS", "8"))
 SEED = 20260
 # Steps enough that the run outlives its kills: an attempt that is killed has taken few steps.
 STEPS = 30 + 8 * KILLS // 2

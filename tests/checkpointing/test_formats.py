@@ -438,7 +438,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda at: [path.rename(path.with_suffix(".gone")) for path in at.glob("*/layer_03-*")],
         "missing: model.layers.1",
     ),
-    "latest outside": ("GPT-NeoX layers, GQA", latest_outside, "no config.json"),
+    "latest outside": ("GPT-NeoX layers, GQA", latest_outside, "`latest` names none of its checkpoints"),
     "gguf cut short": ("GGUF", cut_short("model.gguf"), "not a whole GGUF file"),
 }  # fmt: skip
 

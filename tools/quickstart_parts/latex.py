@@ -271,6 +271,8 @@ def _is_balanced(formula: str) -> bool:
         depth += {"{": 1, "}": -1}.get(token, 0)
         if depth < 0:
             return False
+    if re.search(r"(?<!\\)(\\\\)*\\$", formula):  # would escape what ends it
+        return False
     begins, ends = re.findall(r"\\begin\b", formula), re.findall(r"\\end\b", formula)
     return depth == 0 and len(begins) == len(ends)
 
