@@ -210,6 +210,8 @@ def load(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     if not options.script.is_file():
         remedy = "give the program of the ranks first, such as train.py"
         problems.append(Problem("script", str(options.script), "no such file", remedy))
+    # A look at a run of another machine, whose files are not here.
+    only_shows = options.world_size is not None or options.plan or (options.submit and options.dry_run)
     if options.frozen is not None and not problems:
         from megatron.launcher.frozen import read_frozen
 
@@ -219,7 +221,7 @@ def load(options: argparse.Namespace) -> tuple[RunConfig, list[str]]:
             options.configs,
             overrides=overrides,
             directory=options.conf_dir,
-            check_files=options.world_size is None and not options.plan,
+            check_files=not only_shows,
         )
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
