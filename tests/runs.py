@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
+from megatron.launcher.ports import free_port
 from megatron.monitoring.jsonl import RunHistory, read_history
 from tests.llamas import save_hf_llama
-from tests.ranks import free_port, rank_environment
+from tests.ranks import rank_environment
 from tests.warm import warm_python
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shlex
 import shutil
 import socket
@@ -26,7 +25,8 @@ from megatron.launcher.hosts import (
 from megatron.launcher.job import Commands, Job
 from megatron.launcher.local import launch as launch_here
 from megatron.launcher.plan import RankPlan
-from megatron.launcher.processes import Stop, free_port, say
+from megatron.launcher.ports import free_port, guessed_port
+from megatron.launcher.processes import Stop, say
 from megatron.launcher.remote import run_commands
 from megatron.launcher.restarts import ATTEMPT_VARIABLE, Restarts, run_with_restarts
 from megatron.neox_arguments.config import LaunchConfig, SlurmConfig
@@ -203,7 +203,7 @@ def _with_port(world: World) -> World:
         return world
     if [host.name for host in world.hosts] == ["localhost"]:
         return replace(world, master_port=free_port())
-    return replace(world, master_port=slurm.FIRST_PORT + random.randrange(slurm.PORTS))
+    return replace(world, master_port=guessed_port())
 
 
 def start(choice: Choice, job: Job, world: World, settings: Settings, environment: Mapping[str, str]) -> int:

@@ -23,14 +23,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from megatron.launcher.devices import available_cores
+from megatron.launcher.ports import checked_port, free_port
 from megatron.launcher.processes import (
     POLL_SECONDS,
     Patience,
     Stop,
-    checked_port,
     die_with,
     ending,
-    free_port,
     kill_group,
     shell_status,
     write_error,

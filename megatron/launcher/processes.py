@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every launcher needs of the operating system: stop requests, deaths of parents, ports, messages."""
+"""What every launcher needs of the operating system: stop requests, deaths of parents, messages."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
-
-from megatron.neox_arguments.errors import UserError
 
 # They ask ranks to save and stop. USR1 is what SLURM is told to send ahead of a time limit, HUP what a closed
 # terminal sends.
@@ -96,31 +93,6 @@ def ending(returncode: int) -> str:
 def shell_status(returncode: int) -> int:
     """A return code as a shell counts it: 128 + the signal for a process that one killed."""
     return returncode if returncode >= 0 else 128 - returncode
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def checked_port(port: int) -> int:
-    """The port the user has chosen.
-
-    Raises:
-        UserError: it is taken.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"master_port={port}: {error.strerror}; leave it out and a free port is taken, or end what "
-                "holds it"
-            ) from error
-    return port
 
 
 def say(message: str) -> None:

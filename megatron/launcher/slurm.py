@@ -26,6 +26,7 @@ from megatron.launcher.job import (
     Job,
     with_root,
 )
+from megatron.launcher.ports import FIRST_PORT, PORTS
 from megatron.launcher.rank import ON_CPU_VARIABLE, SLOTS_VARIABLE, SOURCE_VARIABLE, write_slots
 from megatron.launcher.remote import failure_line
 from megatron.neox_arguments.config import LaunchConfig, SlurmConfig
@@ -34,8 +35,6 @@ from megatron.neox_arguments.errors import ConfigError, Problem, UserError
 JOB_VARIABLE = "SLURM_JOB_ID"
 REQUEUE_VARIABLE = "DEEPY_REQUEUE_FILE"
 REQUEUE_FILE = "requeue"
-# Ports that the kernel does not hand out by itself (Linux: 32768 and up), and above those of services.
-FIRST_PORT, PORTS = 20_000, 12_000
 _FAILURE = failure_line(r"srun: error: .*: task.*: Exited with exit code (\d+)")
 
 

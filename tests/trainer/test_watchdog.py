@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from megatron.launcher.frozen import freeze
+from megatron.launcher.ports import free_port
 from megatron.neox_arguments.loader import load_config
 from megatron.trainer.collectives import Position, Waiting, position_of, waited_for
 from megatron.trainer.watchdog import EXIT_STATUS, conclude
-from tests.ranks import free_port, rank_environment
+from tests.ranks import rank_environment
 from tests.runs import Done, Place, finish, has_done, history_of, latest, make_place, start, wait_until
 
 
