@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.launcher.ports import free_port
+from tests.warm import warm_python
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +49,7 @@ def run_ranks(
         ranks = []
         for rank in range(world_size):
             with open(folder / f"output{rank}", "wb") as output:
-                command = [sys.executable, "-m", "tests.ranks", name, str(rank)]
+                command = [str(warm_python()), str(ROOT / "tests" / "ranks.py"), name, str(rank)]
                 environment = rank_environment(rank, world_size, port)
                 ranks.append(
                     subprocess.Popen(
