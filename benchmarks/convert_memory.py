@@ -5,8 +5,8 @@
 
 Makes a Llama of random bfloat16 weights in the shape of Code Llama 7B with so many layers (32 are the whole,
 13.5 GB), in shards of at most 5 GB. Each conversion is the command of a user in a process of its own; its
-memory is the most that was ever resident (ru_maxrss), pages of mapped files included. `cp` copies the folder,
-first and last; its time is the mean. All times run until everything is on the disk (`sync`).
+memory is the most that was ever resident (ru_maxrss), pages of mapped files included. `cp` copies the folder
+before and after each; its time is the mean of the two. All times run until all is on the disk (`sync`).
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ VOCAB, FFN_RATIO = 32016, 11008 / 4096
 
 
 def random_tensor(shape: tuple[int, ...]) -> LazyTensor:
-    """Random bits of bfloat16, made when they are written."""
+    """Random bfloat16 below 2, made when they are written."""
 
     def read() -> torch.Tensor:
-        return torch.randint(-(2**15), 2**15, shape, dtype=torch.int16).view(torch.bfloat16)
+        bits = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16)
+        return bits.bitwise_and_(~0x4000).view(torch.bfloat16)  # the exponent's first bit: all finite
 
     return LazyTensor(outline(shape, torch.bfloat16), read)
 
@@ -82,8 +83,8 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
 
 
-def timed(command: list[str]) -> tuple[float, int]:
-    """(seconds, most resident bytes) of a command in a process of its own."""
+def timed(command: list[str]) -> tuple[float, float, int]:
+    """(seconds, CPU seconds, most resident bytes) of a command in a process of its own."""
     os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -92,7 +93,7 @@ def timed(command: list[str]) -> tuple[float, int]:
     seconds = time.perf_counter() - started
     if status != 0:
         raise SystemExit(f"{' '.join(command)} failed")
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def measure(folder: Path, layers: int, hidden: int) -> list[dict[str, Any]]:
@@ -101,12 +102,13 @@ def measure(folder: Path, layers: int, hidden: int) -> list[dict[str, Any]]:
     convert = [sys.executable, "tools/convert_checkpoint.py"]
 
     def cp() -> float:
-        seconds, _ = timed(["cp", "-r", str(model), str(copy)])
+        seconds, _, _ = timed(["cp", "-r", str(model), str(copy)])
         shutil.rmtree(copy)
         return seconds
 
     copies = [cp()]
     into = timed([*convert, "hf-to-neox", "--input", str(model), "--output", str(neox)])
+    copies.append(cp())
     out = timed([*convert, "neox-to-hf", "--input", str(neox), "--output", str(back)])
     copies.append(cp())
     before, after = huggingface.open_tensors(model), huggingface.open_tensors(back)
@@ -114,19 +116,22 @@ def measure(folder: Path, layers: int, hidden: int) -> list[dict[str, Any]]:
     for name in before:
         a, b = (side[name].read().view(torch.int16) for side in (before, after))
         assert torch.equal(a, b), name
-    cp_seconds = sum(copies) / len(copies)
-    return [
-        {
-            "way": way,
-            "weights_gb": round(size_bytes / 1e9, 2),
-            "largest_tensor_mib": round(VOCAB * hidden * 2 / 2**20),
-            "peak_mib": round(peak / 2**20),
-            "seconds": round(seconds, 1),
-            "cp_seconds": [round(value, 1) for value in copies],
-            "ratio": round(seconds / cp_seconds, 2),
-        }
-        for way, (seconds, peak) in (("hf-to-neox", into), ("neox-to-hf", out))
-    ]
+    rows = []
+    for place, (way, (seconds, cpu_seconds, peak)) in enumerate((("hf-to-neox", into), ("neox-to-hf", out))):
+        beside = copies[place : place + 2]
+        rows.append(
+            {
+                "way": way,
+                "weights_gb": round(size_bytes / 1e9, 2),
+                "largest_tensor_mib": round(VOCAB * hidden * 2 / 2**20),
+                "peak_mib": round(peak / 2**20),
+                "seconds": round(seconds, 1),
+                "cpu_seconds": round(cpu_seconds, 1),
+                "cp_seconds": [round(value, 1) for value in beside],
+                "ratio": round(seconds * 2 / sum(beside), 2),
+            }
+        )
+    return rows
 
 
 def main() -> None:

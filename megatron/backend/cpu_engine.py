@@ -8,8 +8,10 @@ megatron-core names CUDA in three ways, and each is reached by the narrowest mea
    module is imported, in a fixed list of modules, each with the number of places expected there;
 3. two helpers of `tensor_parallel.random` that read the generator of a CUDA device.
 
-Three things more are for speed: a data parallel group of one rank does not copy its buffers onto themselves,
-bfloat16 gradients are added to float32 buffers without a float32 copy of each, and torch takes large pages.
+Four things more are for speed. torch.compile does not wrap its fused functions, which nothing here calls on a
+CPU: importing the compiler takes as long as importing torch. A data parallel group of one rank does not copy
+its buffers onto themselves, bfloat16 gradients are added to float32 buffers without a float32 copy of each,
+and torch takes large pages.
 
 torch's own factories stay as they are: patching those would change them for everybody. The version
 and every count are checked, so that another megatron-core is refused instead of half patched.
@@ -24,7 +26,7 @@ import importlib.machinery
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, ModuleType
 from typing import Any, cast
 
@@ -256,6 +258,17 @@ def _add_gradients_in_pieces() -> None:
     DistributedDataParallel._make_backward_post_hook = make_sparing_hook
 
 
+@contextlib.contextmanager
+def _without_torch_compile() -> Iterator[None]:
+    """What is decorated with torch.compile in between stays the plain function."""
+    compile_ = torch.compile
+    torch.compile = cast(Any, lambda function, **_: function)
+    try:
+        yield
+    finally:
+        torch.compile = compile_
+
+
 def install() -> None:
     """Makes megatron-core run on the CPU in this process.
 
@@ -273,6 +286,8 @@ def install() -> None:
     _take_large_pages()
     _replace_torch_cuda()
     sys.meta_path.insert(0, _Finder())
+    with _without_torch_compile():
+        importlib.import_module("megatron.core.jit").disable_jit_fuser()  # for what is imported later
     _replace_random_state_helpers()
     _spare_collectives_of_one_rank()
     _add_gradients_in_pieces()

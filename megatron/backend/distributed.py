@@ -67,6 +67,8 @@ def _join(collectives: str, world_size: int, timeout: datetime.timedelta) -> Non
     if world_size == 1:
         dist.init_process_group(collectives, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
+        # torch notes the last collectives of each group, so that a run that hangs can say in which.
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
         dist.init_process_group(collectives, timeout=timeout)
 
 
@@ -89,8 +91,6 @@ def initialize(parallel: ParallelConfig, seed: int) -> Backend:
     Raises:
         UserError: the requested backend contradicts the machine.
     """
-    # torch notes the last collectives of each group, so that a run that hangs can say in which.
-    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     rank, local_rank, world_size = _rank_from_environment()
     collectives = _choose_collectives(parallel.distributed_backend)
     device = torch.device("cpu")
