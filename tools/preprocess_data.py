@@ -95,7 +95,7 @@ def main() -> None:
         raise UserError(
             f"--output-prefix {args.output_prefix}: has no name; give a folder and the beginning of a name"
         )
-    # As for Ctrl-C, so that a batch system that ends the job leaves no partial files.
+    # As for Ctrl-C, so that a batch system that ends the job leaves nothing but parts that are done.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not args.append_eod:
         print(
@@ -115,7 +115,11 @@ def main() -> None:
             log_interval_seconds=args.log_interval,
         )
     except KeyboardInterrupt:
-        print("\nstopped: nothing was written, and what was there has not changed", file=sys.stderr)
+        print(
+            "\nstopped: what was there has not changed; "
+            "the same command goes on from the parts that are done",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 
