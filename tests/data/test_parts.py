@@ -82,8 +82,9 @@ def test_parts_are_the_whole(
 ) -> None:
     path = tmp_path / f"c.jsonl{kind}"
     content = b"\n".join(lines) + b"\n" * ends
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[kind]
-    path.write_bytes(compress(content))
+    path.write_bytes(
+        gzip.compress(content) if kind == ".gz" else zstandard.compress(content) if kind else content
+    )
     assert texts_of(records_of(Plan.of(Corpus([path])), processes)) == texts_of(list(read_documents([path])))
 
 

@@ -104,6 +104,8 @@ def test_ids_on_disk_are_those_of_sentencepiece(tmp_path: Path, model: Path) -> 
     assert sidecar.text_bytes == sum(len(text.encode()) for text in texts)
     assert sidecar.tokenizer.eod_id == 2
     assert sidecar.tokenizer.eod_appended
+    assert sidecar.engine.startswith("gigatoken ")
+    assert (sidecar.checked_documents > 0, sidecar.reference_documents) == (True, 0)
 
 
 def test_ids_on_disk_are_those_of_llama_2(tmp_path: Path) -> None:
@@ -283,6 +285,97 @@ def test_being_stopped_leaves_no_partial_files(
     assert process.returncode == status, shown
     assert b"Traceback" not in shown
     assert files_of(tmp_path / "out") == {}
+
+
+def write_files(folder: Path, count: int) -> Path:
+    """So many files of JSON lines, of each kind; each is a part at least."""
+    folder.mkdir()
+    texts = [*python_texts(), *latex_texts()]
+    for number in range(count):
+        lines = write_lines(folder / f"{number:02}.jsonl", texts[number % 7 :: 3])
+        if number % 3:
+            kind = ("gz", "zst")[number % 3 - 1]
+            content = (
+                gzip.compress(lines.read_bytes()) if kind == "gz" else zstandard.compress(lines.read_bytes())
+            )
+            (folder / f"{number:02}.jsonl.{kind}").write_bytes(content)
+            lines.unlink()
+    return folder
+
+
+def parts_of(out: Path) -> list[Path]:
+    return sorted((out / "p_text_document.parts").glob("*-*.json"))
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, model: Path) -> None:
+    """Killed at random moments until it is through: the same bytes as of a run in one piece."""
+    source = write_files(tmp_path / "in", 15)
+    succeed(arguments(model, tmp_path / "whole" / "p", source))
+    out = tmp_path / "out"
+    command = arguments(model, out / "p", source, workers=2)
+    generator = random.Random(7)
+    kept = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+        while process.poll() is None and len(parts_of(out)) < kept + 2:
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 0.2))
+        process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
+        process.communicate(timeout=240)
+        end_of(process)
+        kept = len(parts_of(out)) if process.returncode else 0
+    succeed(command)
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert not (out / "p_text_document.parts").exists()
+
+
+def interrupted(command: list[str], out: Path, parts: int) -> list[Path]:
+    """Run until so many parts are done, and kill it; returns the parts."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and len(parts_of(out)) < parts:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    end_of(process)
+    assert process.returncode == -signal.SIGKILL
+    return parts_of(out)
+
+
+@pytest.mark.parametrize("changed", ["nothing", "a file", "the settings", "a part"])
+def test_parts_are_kept_as_long_as_their_text_and_settings_are(
+    tmp_path: Path, model: Path, changed: str
+) -> None:
+    """A part that was kept is known by a mark: another id in its place."""
+    source, out = write_files(tmp_path / "in", 40), tmp_path / "out"
+    command = arguments(model, out / "p", source, workers=1)
+    parts = interrupted(command, out, 1)
+    for part in parts:
+        ids = part.with_suffix(".bin")
+        ids.write_bytes(b"\x07\x00" * (ids.stat().st_size // 2))
+    if changed == "a file":
+        for path in source.iterdir():
+            os.utime(path, ns=(1, 1))
+    elif changed == "the settings":
+        command += ["--eod-token", "<s>"]
+    elif changed == "a part":
+        for part in parts:
+            with open(part.with_suffix(".bin"), "r+b") as file:
+                file.truncate(2)
+    succeed(command)
+    marked = sum(set(ids) == {7} for ids in ids_on_disk(out / "p_text_document"))
+    assert (marked > 0) == (changed == "nothing")
+
+
+def test_a_tokenizer_that_gigatoken_cannot_follow(tmp_path: Path) -> None:
+    model = train_sentencepiece(tmp_path, model_type="unigram")
+    source = write_lines(tmp_path / "c.jsonl", [*latex_texts(), ""])
+    shown = succeed(arguments(model, tmp_path / "out", source))
+    assert "note: tokenising with sentencepiece" in shown
+    assert "which is slower: it is not a BPE model" in shown
+    assert ids_on_disk(tmp_path / "out_text_document") == ids_of(model, [*latex_texts()], [2])
+    sidecar = TokenFile.open(tmp_path / "out_text_document").sidecar
+    assert sidecar is not None
+    assert (sidecar.checked_documents, sidecar.reference_documents) == (0, len(latex_texts()) + 1)
+    assert sidecar.engine.startswith("sentencepiece ")
 
 
 def test_a_worker_that_is_killed_ends_the_command(tmp_path: Path, model: Path) -> None:
