@@ -6,7 +6,7 @@
 
 The text is real and of this machine: TeX files where there are some, the LaTeX of the documentation of
 sympy, scipy, numpy, networkx and mpmath, then their and torch's and transformers' Python, one document a
-file, shuffled by a hash of the path, as JSON lines. `--model` is a SentencePiece BPE model, such as Llama 2's.
+file, shuffled by a hash of the path, as JSON lines. `--model` is a SentencePiece BPE model (Llama 2 has one).
 
 Each turn is a process of its own, started cold; seconds are from its start to its end, CPU seconds those of
 it and all its processes, memory that of its largest process. Turns go round, so that a disturbance meets all.

@@ -8,6 +8,7 @@ of processes, nodes and interruptions. Memory is bounded by a chunk of text a pr
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from megatron.data.parts import Plan, ReadChunk, Stretches, Task, key_of, unreadable
 from megatron.data.readers import Broken, Corpus, Input, source_records
+from megatron.data.shares import Share
 from megatron.data.token_file import (
     Provenance,
     Sidecar,
@@ -65,11 +67,17 @@ class TokenizerSpec:
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which of how many nodes this is; number counts from 0."""
+class Wish:
+    """What is wanted of a corpus: how it is tokenised, by how many processes, and which share of it here."""
 
-    number: int = 0
-    count: int = 1
+    spec: TokenizerSpec
+    append_eod: bool
+    workers: int = 1
+    skip_broken: bool = False
+    overwrite: bool = False
+    log_interval_seconds: float = 5.0
+    allow_fast: bool = True
+    share: Share = field(default_factory=Share)
 
 
 @dataclass(frozen=True)
@@ -91,22 +99,14 @@ class Settings:
     skip_broken: bool
 
     @classmethod
-    def of(
-        cls,
-        tokenizer: Tokenizer,
-        spec: TokenizerSpec,
-        recipe: Recipe,
-        folder: Path,
-        append_eod: bool,
-        skip: bool,
-    ) -> Settings:
+    def of(cls, tokenizer: Tokenizer, wish: Wish, recipe: Recipe, folder: Path) -> Settings:
         """Everything that a part depends on goes into the key."""
         parts = [
             *(_PARTS_FORMAT, tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eod_id),
-            *(append_eod, skip, recipe.name, recipe.version, recipe.definition),
+            *(wish.append_eod, wish.skip_broken, recipe.name, recipe.version, recipe.definition),
         ]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-        return cls(spec, recipe, folder, key, append_eod, skip)
+        return cls(wish.spec, recipe, folder, key, wish.append_eod, wish.skip_broken)
 
     def prefix(self, key: str) -> Path:
         """Where the part of this key lies."""
@@ -356,8 +356,10 @@ def _clock(seconds: float) -> str:
 class _Run:
     """One command: its progress, and the broken lines it has shown."""
 
-    plan: Plan
+    corpus: Corpus
     prefix: Path
+    tokenizer: Tokenizer
+    wish: Wish
     workers: Workers[Settings, Task | Hashes, Advance]
     progress: Progress
     input_bytes: int = 0
@@ -365,6 +367,58 @@ class _Run:
     documents: int = 0
     tokens: int = 0
     broken: int = 0
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """How the corpus is cut."""
+        return Plan.of(self.corpus)
+
+    def make_parts(self) -> Settings:
+        """Have all parts of the share made, by the library where the fast engine is refused; returns how they
+        were made.
+
+        Raises:
+            UserError: among others, for a process that was killed.
+        """
+        share = self.wish.share
+        tasks: list[Task | Hashes] = [
+            *_hash_tasks(self.plan),
+            *self.plan.tasks(self.wish.workers * share.count),
+        ]
+        try:
+            parts_folder(self.prefix).mkdir(parents=True, exist_ok=True)
+            return self._make(tasks[share.number :: share.count])
+        except WorkerDied:
+            raise UserError(
+                f"--workers {self.wish.workers}: a process was killed, most often for want of memory; "
+                "use fewer workers; nothing that was there has changed"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{parts_folder(self.prefix)}: cannot be written ({error.strerror or error}); "
+                "choose a folder you may write to"
+            ) from None
+
+    def _make(self, tasks: list[Task | Hashes]) -> Settings:
+        recipe = plan_engine(self.tokenizer, self.wish.allow_fast)
+        refused = parts_folder(self.prefix) / f"{self._settings(recipe).settings_key}.refused"
+        if refused.exists():
+            recipe = replace(library_recipe(self.tokenizer), reason=refused.read_text(encoding="utf-8"))
+        while True:
+            if recipe.reason is not None:
+                self.progress.say(
+                    f"note: tokenising with {engine_name(recipe)}, which is slower: {recipe.reason}"
+                )
+            try:
+                self.do(self._settings(recipe), tasks)
+                return self._settings(recipe)
+            except Mismatch as mismatch:
+                reason = f"{engine_name(recipe)} gave other ids ({mismatch}); all is tokenised again"
+                write_whole(refused, reason)
+                recipe = replace(library_recipe(self.tokenizer), reason=reason)
+
+    def _settings(self, recipe: Recipe) -> Settings:
+        return Settings.of(self.tokenizer, self.wish, recipe, parts_folder(self.prefix))
 
     def do(self, settings: Settings, tasks: list[Task | Hashes]) -> None:
         """Do tasks in the processes."""
@@ -379,6 +433,63 @@ class _Run:
                 self._show_broken(report.broken)
             self.progress.show(self.input_bytes, self.text_bytes, self.documents, self.tokens)
 
+    def make_share(self) -> Sidecar | None:
+        """Make the parts of this share; where all others are there too, put them together."""
+        existing = self.prefix.with_name(self.prefix.name + ".bin")
+        if existing.exists() and not self.wish.overwrite:
+            raise UserError(f"{existing}: exists; pass --overwrite to replace it, or choose another prefix")
+        settings = self.make_parts()
+        done = f"{self.wish.share} ({self.wish.share.reason}): {self.documents:,} documents are tokenised"
+        try:
+            if self._is_complete(settings):
+                with TokenFileWriter(self.prefix, self.tokenizer.vocab_size, self.wish.overwrite) as writer:
+                    if self._is_complete(settings):  # nobody else has put them together meanwhile
+                        return self.put_together(settings, writer)
+        except UserError:
+            if self._is_complete(settings) and not existing.exists():
+                raise
+        self.progress.say(
+            f"{done}; the share that ends last puts all together. Should one have failed, start it again, or "
+            "the same command without --share"
+        )
+        return None
+
+    def _is_complete(self, settings: Settings) -> bool:
+        """Whether all parts and hashes are there."""
+        try:
+            hashes = all(settings.hashes_file(task).exists() for task in _hash_tasks(self.plan))
+            return hashes and all(
+                settings.prefix(key).with_name(settings.prefix(key).name + ".json").exists()
+                for key in part_keys(self.plan, settings)
+            )
+        except FileNotFoundError:
+            return False
+
+    def put_together(self, settings: Settings, writer: TokenFileWriter) -> Sidecar:
+        """All parts, in the order of the corpus, as one token file."""
+        counts = _Counts()
+        for key in part_keys(self.plan, settings):
+            part = settings.open(key)
+            if part is None or part.sidecar is None:
+                raise UserError(f"{settings.prefix(key)}: a part has gone; start again, the others are kept")
+            if part.documents:
+                writer.add_file(part)
+            for name in vars(counts):
+                setattr(counts, name, getattr(counts, name) + getattr(part.sidecar, name))
+        hashes = [
+            hashed
+            for task in _hash_tasks(self.plan)
+            for hashed in zip(task.files, json.loads(settings.hashes_file(task).read_text()), strict=True)
+        ]
+        return writer.finalize(
+            Provenance(
+                tokenizer=tokenizer_record(self.tokenizer, settings.append_eod),
+                engine=engine_name(settings.recipe),
+                sources=source_records(hashes),
+                **vars(counts),
+            )
+        )
+
     def _show_broken(self, broken: tuple[Broken, ...]) -> None:
         already, self.broken = self.broken, self.broken + len(broken)
         for line in broken[: max(0, _SHOWN_BROKEN_LINES - already)]:
@@ -392,74 +503,31 @@ def parts_folder(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".parts")
 
 
-def tokenize_corpus(
-    corpus: Corpus,
-    prefix: Path,
-    spec: TokenizerSpec,
-    *,
-    append_eod: bool,
-    workers: int,
-    skip_broken: bool = False,
-    overwrite: bool = False,
-    log_interval_seconds: float = 5.0,
-    allow_fast: bool = True,
-) -> Sidecar:
-    """Tokenise `corpus` into the token file `prefix` with `workers` processes; returns what its sidecar says.
+def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
+    """Tokenise `corpus` into the token file `prefix`; returns what its sidecar says.
+
+    A share of several makes its parts. The one that finds all parts there puts them together; the others
+    return None.
 
     Errors: `UserError` for a broken line (unless `skip_broken`), a corpus without a token, an existing output
     (unless `overwrite`), a disk that refuses, and a process that dies. After any of them, `prefix` is as it
     was before, and parts that are done are kept for the next time."""
-    progress = Progress(corpus.total_bytes, log_interval_seconds)
+    progress = Progress(corpus.total_bytes // wish.share.count, wish.log_interval_seconds)
     expected = (UserError, Mismatch)
-    with Workers[Settings, Task | Hashes, Advance](workers, _PartMaker, expected) as processes:
-        tokenizer = spec.build()
-        with TokenFileWriter(prefix, tokenizer.vocab_size, overwrite) as writer:
-            folder = parts_folder(prefix)
-            run = _Run(Plan.of(corpus), prefix, processes, progress)
-            try:
-                folder.mkdir(exist_ok=True)
-                settings = _make_parts(
-                    run, tokenizer, spec, folder, append_eod, skip_broken, workers, allow_fast
-                )
-            except WorkerDied:
-                raise UserError(
-                    f"--workers {workers}: a process was killed, most often for want of memory; "
-                    "use fewer workers; nothing that was there has changed"
-                ) from None
-            sidecar = _put_together(run.plan, settings, tokenizer, writer)
-    shutil.rmtree(folder, ignore_errors=True)
+    with Workers[Settings, Task | Hashes, Advance](wish.workers, _PartMaker, expected) as processes:
+        tokenizer = wish.spec.build()
+        run = _Run(corpus, prefix, tokenizer, wish, processes, progress)
+        if wish.share.count == 1:
+            with TokenFileWriter(prefix, tokenizer.vocab_size, wish.overwrite) as writer:
+                sidecar = run.put_together(run.make_parts(), writer)
+        else:
+            found = run.make_share()
+            if found is None:
+                return None
+            sidecar = found
+    shutil.rmtree(parts_folder(prefix), ignore_errors=True)
     _say_result(progress, prefix, sidecar)
     return sidecar
-
-
-def _make_parts(
-    run: _Run,
-    tokenizer: Tokenizer,
-    spec: TokenizerSpec,
-    folder: Path,
-    append_eod: bool,
-    skip_broken: bool,
-    workers: int,
-    allow_fast: bool,
-) -> Settings:
-    """Have all parts made, by the library where the fast engine is refused; returns how they were made."""
-    recipe = plan_engine(tokenizer, allow_fast)
-    settings = Settings.of(tokenizer, spec, recipe, folder, append_eod, skip_broken)
-    refused = folder / f"{settings.settings_key}.refused"
-    if refused.exists():
-        recipe = replace(library_recipe(tokenizer), reason=refused.read_text(encoding="utf-8"))
-    tasks: list[Task | Hashes] = [*_hash_tasks(run.plan), *run.plan.tasks(workers)]
-    while True:
-        if recipe.reason is not None:
-            run.progress.say(f"note: tokenising with {engine_name(recipe)}, which is slower: {recipe.reason}")
-        settings = Settings.of(tokenizer, spec, recipe, folder, append_eod, skip_broken)
-        try:
-            run.do(settings, tasks)
-            return settings
-        except Mismatch as mismatch:
-            reason = f"{engine_name(recipe)} gave other ids ({mismatch}); all is tokenised again"
-            write_whole(refused, reason)
-            recipe = replace(library_recipe(tokenizer), reason=reason)
 
 
 def _hash_tasks(plan: Plan) -> list[Hashes]:
@@ -474,32 +542,6 @@ def _hash_tasks(plan: Plan) -> list[Hashes]:
             tasks.append(Hashes(tuple(group)))
             group, size = [], 0
     return [*tasks, Hashes(tuple(group))] if group else tasks
-
-
-def _put_together(plan: Plan, settings: Settings, tokenizer: Tokenizer, writer: TokenFileWriter) -> Sidecar:
-    """All parts, in the order of the corpus, as one token file."""
-    counts = _Counts()
-    for key in part_keys(plan, settings):
-        part = settings.open(key)
-        if part is None or part.sidecar is None:
-            raise UserError(f"{settings.prefix(key)}: a part has gone; start again, the others are kept")
-        if part.documents:
-            writer.add_file(part)
-        for name in vars(counts):
-            setattr(counts, name, getattr(counts, name) + getattr(part.sidecar, name))
-    hashes = [
-        hashed
-        for task in _hash_tasks(plan)
-        for hashed in zip(task.files, json.loads(settings.hashes_file(task).read_text()), strict=True)
-    ]
-    return writer.finalize(
-        Provenance(
-            tokenizer=tokenizer_record(tokenizer, settings.append_eod),
-            engine=engine_name(settings.recipe),
-            sources=source_records(hashes),
-            **vars(counts),
-        )
-    )
 
 
 def part_keys(plan: Plan, settings: Settings) -> Iterator[str]:

@@ -14,7 +14,7 @@ from megatron.data import tokenize_corpus as module
 from megatron.data.parts import Plan
 from megatron.data.readers import Corpus
 from megatron.data.token_file import TokenFile, TokenFileWriter
-from megatron.data.tokenize_corpus import Advance, Settings, TokenizerSpec, tokenize_corpus
+from megatron.data.tokenize_corpus import Advance, Settings, TokenizerSpec, Wish, tokenize_corpus
 from megatron.tokenizer import fast
 from megatron.tokenizer.fast import FastEngine, Mismatch
 from tests.data.corpora import latex_texts, python_texts, train_sentencepiece
@@ -68,7 +68,8 @@ def test_another_id_in_the_middle_makes_all_the_librarys(
 
     monkeypatch.setattr(FastEngine, "encode", wrong_at_the_needle)
     monkeypatch.setattr(module, "Workers", InThisProcess)
-    sidecar = tokenize_corpus(Corpus([tmp_path]), tmp_path / "out", spec, append_eod=True, workers=1)
+    sidecar = tokenize_corpus(Corpus([tmp_path]), tmp_path / "out", Wish(spec, append_eod=True))
+    assert sidecar is not None
     shown = capsys.readouterr().err
     assert "gave other ids (from token" in shown
     assert "all is tokenised again" in shown
@@ -96,7 +97,7 @@ def test_a_refused_engine_is_remembered_by_a_run_that_goes_on(
     monkeypatch.setattr(module, "Workers", InThisProcess)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            tokenize_corpus(Corpus([tmp_path]), tmp_path / "out", spec, append_eod=True, workers=1)
+            tokenize_corpus(Corpus([tmp_path]), tmp_path / "out", Wish(spec, append_eod=True))
     assert calls == ["gigatoken", "sentencepiece", "sentencepiece"]
     assert capsys.readouterr().err.count("somewhere") == 2
 
@@ -116,6 +117,6 @@ def test_a_file_that_changes_under_the_reader_is_no_part(
     monkeypatch.setattr(TokenFileWriter, "add_documents", grow)
     monkeypatch.setattr(module, "Workers", InThisProcess)
     with pytest.raises(module.UserError, match="has changed while it was read; start again"):
-        tokenize_corpus(Corpus([path]), tmp_path / "out", spec, append_eod=True, workers=1)
+        tokenize_corpus(Corpus([path]), tmp_path / "out", Wish(spec, append_eod=True))
     assert not list((tmp_path / "out.parts").glob("*-*.json"))
     assert Plan.of(Corpus([path])).corpus.total_bytes == 32

@@ -323,8 +323,11 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, model: Path) -> None:
         process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
         process.communicate(timeout=240)
         end_of(process)
-        kept = len(parts_of(out)) if process.returncode else 0
-    succeed(command)
+        if process.returncode == 0:
+            break
+        kept = len(parts_of(out))
+    else:
+        succeed(command)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert not (out / "p_text_document.parts").exists()
 
@@ -363,6 +366,39 @@ def test_parts_are_kept_as_long_as_their_text_and_settings_are(
     succeed(command)
     marked = sum(set(ids) == {7} for ids in ids_on_disk(out / "p_text_document"))
     assert (marked > 0) == (changed == "nothing")
+
+
+def test_shares_fill_one_folder_and_the_last_puts_all_together(tmp_path: Path, model: Path) -> None:
+    """Side by side, as tasks of a SLURM array and as ranks; then with a share that was lost."""
+    source = write_files(tmp_path / "in", 9)
+    succeed(arguments(model, tmp_path / "whole" / "p", source))
+    out = tmp_path / "out"
+    command = [*arguments(model, out / "p", source), "--share", "auto"]
+    array = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_MAX": "6"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=dict(os.environ, **array, SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_STEP="1"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in (4, 5, 6)
+    ]
+    shown = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], shown
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert sum("the share that ends last" in text for text in shown) == 2
+
+    out = tmp_path / "again"
+    whole = arguments(model, out / "p", source)
+    shown_0 = succeed([*whole, "--share", "0/2"])
+    assert "share 0/2 (--share): " in shown_0
+    assert files_of(out) == {}
+    kept = {path: path.stat().st_mtime_ns for path in parts_of(out)}
+    assert kept
+    succeed(whole)  # in place of the share that was lost
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert "exists; pass --overwrite" in fail([*whole, "--share", "0/2"])
 
 
 def test_a_tokenizer_that_gigatoken_cannot_follow(tmp_path: Path) -> None:
