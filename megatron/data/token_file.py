@@ -157,8 +157,9 @@ def _rename_all(prefix: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(_sibling(prefix, suffix + ".partial"), _sibling(prefix, suffix))
     _sync(prefix.parent)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_sibling(prefix, ".commit"))
+    for suffix in (".resume", ".commit"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_sibling(prefix, suffix))
 
 
 def _sync(path: Path) -> None:
@@ -178,11 +179,19 @@ class TokenFileWriter:
             writer.finalize(provenance)
 
     Until `finalize` is through, whatever was at `prefix` stays as it is; leaving the block without it leaves
-    nothing. Errors: `UserError` for an existing output without `overwrite`, a second writer, and what the
+    nothing. With a `resume_key`, which says what is being written, a writer that was killed or interrupted is
+    followed by one that need not copy again what `add_file` had brought to the disk.
+
+    Errors: `UserError` for an existing output without `overwrite`, a second writer, and what the
     disk refuses."""
 
     def __init__(
-        self, prefix: Path, vocab_size: int, overwrite: bool = False, may_be_empty: bool = False
+        self,
+        prefix: Path,
+        vocab_size: int,
+        overwrite: bool = False,
+        may_be_empty: bool = False,
+        resume_key: str | None = None,
     ) -> None:
         self.prefix = Path(prefix)
         self.vocab_size = vocab_size
@@ -191,6 +200,9 @@ class TokenFileWriter:
         self.documents = 0
         """Documents added so far."""
         self._overwrite, self._may_be_empty = overwrite, may_be_empty
+        self._resume_key = resume_key
+        self.kept_bytes = 0
+        """Bytes of `.bin` that a former writer has brought to the disk."""
         self._lengths: list[_Lengths] = []
         self._bin: IO[bytes] | None = None
         self._held = contextlib.ExitStack()
@@ -207,22 +219,44 @@ class TokenFileWriter:
                     raise UserError(
                         f"{existing[0]}: exists; pass --overwrite to replace it, or choose another prefix"
                     )
-                self._bin = open(_sibling(self.prefix, ".bin.partial"), "wb", buffering=1 << 20)
+                self._bin = self._open_partial()
             except BaseException:
                 self._held.close()
                 raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def _open_partial(self) -> IO[bytes]:
+        path, resume = _sibling(self.prefix, ".bin.partial"), _sibling(self.prefix, ".resume")
+        self.kept_bytes = self._bytes_to_keep(resume, path) if self._resume_key is not None else 0
+        if self.kept_bytes == 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(resume)
+            return open(path, "wb", buffering=1 << 20)
+        os.truncate(path, self.kept_bytes)
+        return open(path, "r+b", buffering=1 << 20)
+
+    def _bytes_to_keep(self, resume: Path, partial: Path) -> int:
+        try:
+            key, kept = resume.read_text(encoding="utf-8").split()
+            return int(kept) if key == self._resume_key and partial.stat().st_size >= int(kept) else 0
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
             if self._bin is not None:  # not finalized
                 with contextlib.suppress(OSError):  # what is still buffered may not fit either
                     self._bin.close()
-                for suffix in _SUFFIXES:
-                    with contextlib.suppress(OSError):
-                        os.unlink(_sibling(self.prefix, suffix + ".partial"))
+                is_interrupted = kind is not None and not issubclass(kind, Exception)
+                if self._resume_key is None or not is_interrupted:
+                    self._discard()
         finally:
             self._held.close()
+
+    def _discard(self) -> None:
+        for suffix in (*(suffix + ".partial" for suffix in _SUFFIXES), ".resume"):
+            with contextlib.suppress(OSError):
+                os.unlink(_sibling(self.prefix, suffix))
 
     def add_document(self, ids: Sequence[int] | npt.NDArray[Any]) -> None:
         """Add one document of at least one token."""
@@ -259,12 +293,29 @@ class TokenFileWriter:
         assert self._bin is not None, "add_file outside the with block"
         if part.dtype != self.dtype or not part.is_end_to_end():
             raise ValueError(f"{part.prefix} has ids of {part.dtype.name} or gaps between its documents")
+        begin = self.tokens * self.dtype.itemsize
+        end = begin + part.tokens * self.dtype.itemsize
         with _write_errors(self.prefix), open(_sibling(part.prefix, ".bin"), "rb") as source:
-            self._bin.flush()
-            _copy_bytes(source, self._bin, part.tokens * self.dtype.itemsize)
+            position = min(max(begin, self.kept_bytes), end)
+            self._bin.seek(position)
+            while position < end:
+                step = min(end - position, _COPIED_BYTES)
+                _copy_bytes(source, position - begin, self._bin, step)
+                position += step
+                self._mark_kept(position)
         self._lengths.append(part.lengths_D)
         self.documents += part.documents
         self.tokens += part.tokens
+
+    def _mark_kept(self, position: int) -> None:
+        """Note that the bytes up to `position` are on the disk."""
+        assert self._bin is not None
+        if self._resume_key is not None:
+            os.fsync(self._bin.fileno())
+            path = _sibling(self.prefix, ".resume")
+            partial = _sibling(self.prefix, ".resume.partial")
+            partial.write_text(f"{self._resume_key} {position}\n", encoding="utf-8")
+            os.replace(partial, path)
 
     def finalize(self, provenance: Provenance) -> Sidecar:
         """Write index and sidecar, and put all three files in place; returns what the sidecar says."""
@@ -334,14 +385,15 @@ def _blocks(values_D: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         yield values_D[begin : begin + _BLOCK_DOCUMENTS]
 
 
-def _copy_bytes(source: IO[bytes], target: IO[bytes], count: int) -> None:
-    """Copy `count` bytes from the beginning of `source` to the position of `target`, within the kernel."""
-    done = 0
-    while done < count:
-        copied = os.sendfile(target.fileno(), source.fileno(), done, min(count - done, _COPIED_BYTES))
+def _copy_bytes(source: IO[bytes], begin: int, target: IO[bytes], count: int) -> None:
+    """Copy `count` bytes of `source` from `begin` on to the position of `target`, within the kernel."""
+    target.flush()
+    end = begin + count
+    while begin < end:
+        copied = os.sendfile(target.fileno(), source.fileno(), begin, end - begin)
         if copied == 0:
             raise OSError(errno.EIO, "the file to copy is shorter than it was")
-        done += copied
+        begin += copied
     target.seek(0, os.SEEK_END)  # its buffer learns that the file has grown
 
 
