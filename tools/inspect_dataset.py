@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What a token file holds: counts, tokenizer, sources, the text of documents and of training samples, lengths.
+"""What a token file holds: counts, tokenizer, sources, lengths, text of documents and of training samples.
 
 inspect_dataset.py data/math_text_document
 inspect_dataset.py data/math_text_document --document 17 --vocab-file tokenizer.model
@@ -26,12 +26,15 @@ from megatron.neox_arguments.errors import UserError, exit_on_user_error
 from megatron.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer
 
 _PERCENTILES = (1, 10, 50, 90, 99)
+_SAMPLED_DOCUMENTS = 5_000_000
+_BLOCK_DOCUMENTS = 1 << 22
 
 
 def describe(file: TokenFile) -> dict[str, Any]:
-    """The facts of a token file, as JSON has them."""
-    lengths_D = file.lengths_D
-    facts: dict[str, Any] = {
+    """The facts of a token file, as JSON has them. Percentiles of many documents are those of a sample."""
+    sample_D = file.lengths_D[:: max(1, file.documents // _SAMPLED_DOCUMENTS)]
+    values = np.percentile(sample_D, _PERCENTILES)
+    return {
         "prefix": str(file.prefix),
         "documents": file.documents,
         "tokens": file.tokens,
@@ -39,49 +42,47 @@ def describe(file: TokenFile) -> dict[str, Any]:
         "bin_bytes": file.tokens * file.dtype.itemsize,
         "document_tokens": {
             "mean": file.tokens / file.documents,
-            "shortest": int(lengths_D.min()),
-            "longest": int(lengths_D.max()),
-            "percentiles": {
-                str(at): int(value)
-                for at, value in zip(_PERCENTILES, np.percentile(lengths_D, _PERCENTILES), strict=True)
-            },
+            "shortest": int(file.lengths_D.min()),
+            "longest": int(file.lengths_D.max()),
+            "percentiles": {str(at): int(value) for at, value in zip(_PERCENTILES, values, strict=True)},
         },
         "sidecar": None if file.sidecar is None else file.sidecar.model_dump(),
     }
-    return facts
 
 
 def in_words(facts: dict[str, Any]) -> str:
     """The same for people."""
-    sizes, sidecar = facts["document_tokens"], facts["sidecar"]
+    sizes = facts["document_tokens"]
+    percentiles = ", ".join(f"{at}%: {value:,}" for at, value in sizes["percentiles"].items())
     lines = [
-        f"{facts['prefix']}",
+        facts["prefix"],
         f"  documents  {facts['documents']:,}",
         f"  tokens     {facts['tokens']:,} ({facts['dtype']}, {facts['bin_bytes'] / 1e6:,.1f} MB)",
-        f"  lengths    {sizes['mean']:,.1f} tokens on average, {sizes['shortest']:,} to {sizes['longest']:,}; "
-        + ", ".join(f"{at}%: {value:,}" for at, value in sizes["percentiles"].items()),
+        f"  lengths    {sizes['mean']:,.1f} tokens on average, {sizes['shortest']:,} to {sizes['longest']:,}",
+        f"             {percentiles}",
     ]
-    if sidecar is None:
+    if facts["sidecar"] is None:
         return "\n".join([*lines, "  tokenizer  not known: there is no .json beside it"])
-    tokenizer = sidecar["tokenizer"]
-    end = (
-        f"id {tokenizer['eod_id']} ends each document"
-        if tokenizer["eod_appended"]
-        else "nothing ends documents"
-    )
-    lines += [
-        f"  tokenizer  {tokenizer['type']} {tokenizer['fingerprint'][:12]}, {tokenizer['vocab_size']:,} ids; {end}",
-        f"  text       {sidecar['text_bytes'] / 1e6:,.1f} MB, {sidecar['text_bytes'] / facts['tokens']:.2f} bytes "
-        "a token",
-        f"  left out   {sidecar['empty_documents']:,} empty documents, {sidecar['broken_lines']:,} broken lines",
-        f"  encoder    {sidecar['engine'] or 'not recorded'}; {sidecar['checked_documents']:,} documents checked "
-        f"against the tokenizer's library, {sidecar['reference_documents']:,} encoded by it",
-    ]
-    lines += [
+    return "\n".join([*lines, *_of_sidecar(facts["sidecar"], facts["tokens"])])
+
+
+def _of_sidecar(sidecar: dict[str, Any], tokens: int) -> list[str]:
+    tokenizer, text_bytes = sidecar["tokenizer"], sidecar["text_bytes"]
+    end = f"id {tokenizer['eod_id']} ends each" if tokenizer["eod_appended"] else "nothing marks its end"
+    sources = [
         f"  source     {one['path']} ({one['files']:,} files, {one['bytes'] / 1e6:,.1f} MB)"
         for one in sidecar["sources"]
     ]
-    return "\n".join(lines)
+    return [
+        f"  tokenizer  {tokenizer['type']} {tokenizer['fingerprint'][:12]}, {tokenizer['vocab_size']:,} ids",
+        f"  document   {end}",
+        f"  text       {text_bytes / 1e6:,.1f} MB, {text_bytes / tokens:.2f} bytes a token",
+        f"  left out   {sidecar['empty_documents']:,} empty documents, "
+        f"{sidecar['broken_lines']:,} broken lines",
+        f"  encoder    {sidecar['engine'] or 'not recorded'}; checked on {sidecar['checked_documents']:,} "
+        f"documents; {sidecar['reference_documents']:,} by the tokenizer's own library",
+        *sources,
+    ]
 
 
 def document_of(file: TokenFile, number: int) -> npt.NDArray[Any]:
@@ -118,7 +119,7 @@ def tokenizer_for(file: TokenFile, tokenizer_type: str | None, vocab_file: Path 
     return tokenizer
 
 
-def sample_of(configs: list[Path], number: int, use: str) -> dict[str, Any]:
+def sample_of(configs: list[Path], number: int, use: str, data_parallel_size: int) -> dict[str, Any]:
     """A sequence of a run in the order in which the run reads it: source, ids and text.
 
     Raises:
@@ -134,13 +135,16 @@ def sample_of(configs: list[Path], number: int, use: str) -> dict[str, Any]:
     tokenizer = build_tokenizer(
         cfg.tokenizer.tokenizer_type, cfg.tokenizer.vocab_file, cfg.tokenizer.eod_token
     )
-    is_training = use == "train"
-    blends = build_blends(cfg, tokenizer, *((number + 1, 0) if is_training else (0, number + 1)))
-    sets = {"train": blends.train} if is_training else {**blends.valid}
-    if use not in sets and not is_training:
-        raise UserError(f"--of={use}: is no set of the run; use train, {', '.join(sets) or 'and no other'}")
-    order = sets[use]
-    assert order is not None
+    sequences = cfg.batch.batch_shape(data_parallel_size).global_
+    blends = build_blends(
+        cfg, tokenizer, cfg.schedule.train_iters * sequences, cfg.validation.eval_iters * sequences
+    )
+    sets = {"train": blends.train, **blends.valid, **blends.test}
+    order = sets.get(use)
+    if order is None:
+        raise UserError(f"--of={use}: is no set of the run; use one of {', '.join(sets)}")
+    if number >= len(order):
+        raise UserError(f"--sample={number}: the run reads sequences 0 to {len(order) - 1} of {use}")
     ids = order[number].tokens_S.tolist()
     return {"sample": number, "source": order.source_of(number), "ids": ids, "text": tokenizer.decode(ids)}
 
@@ -156,7 +160,11 @@ def draw_lengths(file: TokenFile, path: Path) -> None:
     axes = figure.add_subplot()
     longest = int(file.lengths_D.max())
     edges = np.unique(np.geomspace(1, longest + 1, 60).astype(np.int64))
-    axes.hist(file.lengths_D, bins=[*edges.tolist(), longest + 2], color="#0072B2")
+    edges = np.append(edges, longest + 2)
+    counts = np.zeros(len(edges) - 1, dtype=np.int64)
+    for begin in range(0, file.documents, _BLOCK_DOCUMENTS):
+        counts += np.histogram(file.lengths_D[begin : begin + _BLOCK_DOCUMENTS], bins=edges)[0]
+    axes.stairs(counts, edges, fill=True, color="#0072B2")
     axes.set(xscale="log", yscale="log", xlabel="tokens of a document", ylabel="documents")
     axes.set_title(f"{file.prefix.name}: {file.documents:,} documents, {file.tokens:,} tokens")
     axes.grid(color="#e4e6ea")
@@ -178,6 +186,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--of", default="train", metavar="SET", help="train, or a validation set (default: train)"
     )
+    parser.add_argument(
+        "--data-parallel-size", type=int, default=1, metavar="N",
+        help="of the run, where its train_batch_size is not set; the order of several passes depends on it",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="JSON instead of words")
     return parser
 
@@ -210,12 +222,11 @@ def show(args: argparse.Namespace, say: Callable[[str], None]) -> None:
             if not args.json:
                 say(f"\ndocument {args.document % file.documents}: {len(ids):,} tokens\n{text}")
     if args.sample is not None:
-        found["sample"] = sample_of(args.config, args.sample, args.of)
+        found["sample"] = sample_of(args.config, args.sample, args.of, args.data_parallel_size)
         if not args.json:
             one = found["sample"]
-            say(
-                f"sample {one['sample']} of {args.of}, from {one['source']}: {len(one['ids']):,} tokens\n{one['text']}"
-            )
+            say(f"sample {one['sample']} of {args.of}, from {one['source']}: {len(one['ids']):,} tokens")
+            say(one["text"])
     if args.json:
         say(json.dumps(found, indent=1, ensure_ascii=False))
 
