@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import orjson
 
@@ -24,6 +24,11 @@ from megatron.neox_arguments.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
+# No document is that long; a file without line ends, or a bomb, is.
+_LONGEST_LINE_BYTES = 256 << 20
+# What is decompressed at a time. A byte of zstd stands for up to 32 KiB of text, one of gzip for up to 1 KiB.
+_ZSTD_SLICE_BYTES, _GZIP_SLICE_BYTES = 1 << 10, 1 << 14
+_LINE_END = b"\n"
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -76,6 +81,8 @@ class JsonLines:
         return Document(record.text, f"{self.file}: line {number} from byte {self.start_byte} on")
 
     def _record(self, line: bytes, where: str) -> Document | Broken:
+        if len(line) > _LONGEST_LINE_BYTES:
+            return Broken(where, _too_long())
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -149,11 +156,16 @@ class _BrokenArchive(Exception):
     """Compressed data that is damaged or cut off."""
 
 
+def _sliced(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    for block in blocks:
+        for begin in range(0, len(block), size):
+            yield block[begin : begin + size]
+
+
 def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Gzip members, one after another; zero padding at the end is allowed, as gzip allows it."""
     member, begun = zlib.decompressobj(wbits=31), False
-    for block in blocks:
-        rest = block
+    for rest in _sliced(blocks, _GZIP_SLICE_BYTES):
         while rest:
             if not begun:
                 rest = rest.lstrip(b"\0")
@@ -177,8 +189,7 @@ def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame, begun = decompressor.decompressobj(), False
-    for block in blocks:
-        rest = block
+    for rest in _sliced(blocks, _ZSTD_SLICE_BYTES):
         while rest:
             begun = True
             try:
@@ -381,19 +392,38 @@ def json_line_chunks(found: Input, key: str, raw: Generator[bytes, None, None]) 
     """The lines of a whole file, whose bytes on the disk are `raw`, cut into chunks at line ends."""
     file, line = str(found.path), 1
     pending: list[bytes] = []
-    pending_bytes = 0
+    pending_bytes = line_bytes = 0  # of all that waits, and of the line that has not ended
+    is_too_long = False
     broken: str | None = None
+
+    def lines(data: bytes) -> JsonLines:
+        return JsonLines(file, line, key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
+
     try:
-        for block in _DECOMPRESS[found.format](raw):
+        for whole in _DECOMPRESS[found.format](raw):
+            block = whole
+            if is_too_long:
+                end = block.find(b"\n") + 1
+                if not end:
+                    continue
+                yield BrokenFile(f"{file}:{line}", _too_long())
+                line, is_too_long, block = line + 1, False, block[end:]
             cut = block.rfind(b"\n") + 1
+            line_bytes = len(block) - cut if cut else line_bytes + len(block)
             if cut and pending_bytes + cut >= _CHUNK_BYTES:
                 data = b"".join([*pending, block[:cut]])
-                yield JsonLines(file, line, key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
+                yield lines(data)
                 line += data.count(b"\n")
                 pending, pending_bytes = [block[cut:]], len(block) - cut
             else:
                 pending.append(block)
                 pending_bytes += len(block)
+            if line_bytes > _LONGEST_LINE_BYTES:
+                data = b"".join(pending)[: pending_bytes - line_bytes]
+                if data:
+                    yield lines(data)
+                line += data.count(b"\n")
+                pending, pending_bytes, line_bytes, is_too_long = [], 0, 0, True
     except _BrokenArchive as error:
         broken = str(error)
     finally:
@@ -402,30 +432,64 @@ def json_line_chunks(found: Input, key: str, raw: Generator[bytes, None, None]) 
     if broken is not None:  # the last line is cut off with the archive
         data = data[: data.rfind(b"\n") + 1]
     if data:
-        yield JsonLines(file, line, key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
+        yield lines(data)
+    if is_too_long:
+        yield BrokenFile(f"{file}:{line}", _too_long())
     if broken is not None:
-        place = line + data.count(b"\n")
-        yield BrokenFile(f"{file}:{place}", broken)
+        yield BrokenFile(f"{file}:{line + data.count(_LINE_END)}", broken)
+
+
+def _too_long() -> str:
+    return f"is a line of more than {_LONGEST_LINE_BYTES >> 20} MiB"
 
 
 def line_range_chunks(found: Input, key: str, begin: int, end: int) -> Iterator[tuple[Chunk, int]]:
     """The lines of a plain file that begin in its bytes `begin` to `end`, each chunk with its bytes."""
+    name = str(found.path)
     with open(found.path, "rb", buffering=_BLOCK_BYTES) as file:
         if begin:  # the line that is under way here began before
             file.seek(begin - 1)
-            while (piece := file.readline(_CHUNK_BYTES)) and not piece.endswith(b"\n"):
-                pass
-        start, line = file.tell(), 1
-        while (left := end - file.tell()) > 0:
-            # `readlines` stops when it has more than the hint, so that no line begins at `end` or after it.
-            hint = min(_CHUNK_BYTES, left - 1)
-            lines = file.readlines(hint) if hint else [file.readline()]
-            if not lines:
+            _skip_line(file)
+        position = start = file.tell()
+        line = 1
+        while position < end:
+            data, lines = _some_lines(file, min(_CHUNK_BYTES, end - position))
+            if not data:
                 return
-            data = b"".join(lines)
-            text = data.removeprefix(_UTF8_BOM) if start == 0 and line == 1 else data
-            yield JsonLines(str(found.path), line, key, text, start), len(data)
-            line += len(lines)
+            position += len(data)
+            if lines == 1 and len(data) > _LONGEST_LINE_BYTES and not data.endswith(b"\n"):
+                skipped = _skip_line(file)
+                position += skipped
+                before = _lines_before(name, start) if start else 0
+                yield BrokenFile(f"{name}:{line + before}", _too_long()), len(data) + skipped
+            else:
+                text = data.removeprefix(_UTF8_BOM) if start == 0 and line == 1 else data
+                yield JsonLines(name, line, key, text, start), len(data)
+            line += lines
+
+
+def _some_lines(file: BinaryIO, size: int) -> tuple[bytes, int]:
+    """Whole lines of at least `size` bytes together, and how many. A line that is too long comes by itself,
+    cut off.
+    """
+    lines: list[bytes] = []
+    while size > 0 and (line := file.readline(_LONGEST_LINE_BYTES + 1)):
+        if lines and len(line) > _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+            file.seek(-len(line), os.SEEK_CUR)
+            break
+        lines.append(line)
+        size -= len(line)
+    return b"".join(lines), len(lines)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Read to the end of the line; returns its bytes."""
+    skipped = 0
+    while piece := file.readline(_CHUNK_BYTES):
+        skipped += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return skipped
 
 
 def parquet_chunks(

@@ -33,7 +33,7 @@ Ids = npt.NDArray[Any]
 SPACE_PIECE = "▁"  # what SentencePiece makes of a space
 
 # Longer texts of SentencePiece models are encoded in segments of about this many characters.
-SEGMENT_CHARACTERS = 1 << 18
+SEGMENT_CHARACTERS = 1 << 20
 # gigatoken remembers every word it has met. When a process has grown by so much, it starts afresh.
 _GROWTH_BYTES = 64 << 20
 _LOOK_EVERY_CHARACTERS = 1 << 20
@@ -343,9 +343,9 @@ def _probes(pieces: list[str]) -> list[str]:
     mixed = texts[::2] + texts[1::2]
     probes = [between.join(mixed[i : i + 512]) for between in ("", "\n") for i in range(0, len(mixed), 512)]
     runs = {text[0] for text in texts if len(text) > 1 and len(set(text)) == 1}
-    probes += [
-        "x" + run * length + end for run in sorted(runs) for length in range(1, 70) for end in ("", "y")
-    ]
+    lengths = (*range(1, 20), 31, 32, 33, 64, 65)
+    probes += ["\n".join("x" + run * length + "y" for length in lengths) for run in sorted(runs)]
+    probes += [run * length for run in sorted(runs) for length in (2, 3, 7, 17, 64)]
     overlaps = [
         text + text[border:]
         for text in texts

@@ -31,6 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "_LARGEST_PART_BYTES", 64)
     monkeypatch.setattr(readers, "_CHUNK_BYTES", 50)
     monkeypatch.setattr(readers, "_BLOCK_BYTES", 37)
+    monkeypatch.setattr(readers, "_LONGEST_LINE_BYTES", 150)
 
 
 def records_of(plan: Plan, processes: int) -> list[Document | Broken]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -366,6 +367,27 @@ def test_parts_are_kept_as_long_as_their_text_and_settings_are(
     succeed(command)
     marked = sum(set(ids) == {7} for ids in ids_on_disk(out / "p_text_document"))
     assert (marked > 0) == (changed == "nothing")
+
+
+def test_a_line_of_ten_million_bytes_and_the_memory_of_workers(tmp_path: Path) -> None:
+    """Code with literal tokens, emoji, tabs and NUL; the kernel tells the most memory of every process."""
+    model = shared_folder() / "llama2_tokenizer.model"
+    piece = "\n".join([*latex_texts(), "a <s> b</s>\t\t\x00 \U0001f600 \u2581", *python_texts()])
+    texts = [piece * (10_000_000 // len(piece) + 1), "<s>", "\x00", "short"]
+    source = write_lines(tmp_path / "c.jsonl", texts)
+    command = arguments(model, tmp_path / "out", source, workers=1)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    peak_kib = 0
+    while process.poll() is None:
+        for child in [process.pid, *map(int, children.read_text().split())]:
+            with contextlib.suppress(OSError, StopIteration, ProcessLookupError):
+                status = Path(f"/proc/{child}/status").read_text().splitlines()
+                peak_kib = max(peak_kib, int(next(x for x in status if x.startswith("VmHWM")).split()[1]))
+        time.sleep(0.01)
+    assert process.wait(240) == 0
+    assert ids_on_disk(tmp_path / "out_text_document") == ids_of(model, texts, [2])
+    assert 0 < peak_kib * 1024 < 300_000_000
 
 
 def test_shares_fill_one_folder_and_the_last_puts_all_together(tmp_path: Path, model: Path) -> None:
