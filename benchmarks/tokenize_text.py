@@ -262,7 +262,8 @@ def turn(name: str, options: argparse.Namespace, folder: Path, text: Path) -> di
 
 def summary(name: str, turns: list[dict[str, Any]], text_mb: float, reference: str | None) -> dict[str, Any]:
     seconds, cpu_seconds = (min(one[key] for one in turns) for key in ("seconds", "cpu_seconds"))
-    same = None if turns[0]["sha256"] is None else all(one["sha256"] == reference for one in turns)
+    is_compared = reference is not None and turns[0]["sha256"] is not None
+    same = all(one["sha256"] == reference for one in turns) if is_compared else None
     return {
         "name": name,
         "mb_per_second": text_mb / seconds,

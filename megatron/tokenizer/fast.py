@@ -35,7 +35,7 @@ SPACE_PIECE = "▁"  # what SentencePiece makes of a space
 # Longer texts of SentencePiece models are encoded in segments of about this many characters.
 SEGMENT_CHARACTERS = 1 << 20
 # gigatoken remembers every word it has met. When a process has grown by so much, it starts afresh.
-_GROWTH_BYTES = 64 << 20
+_GROWTH_BYTES = 96 << 20
 _LOOK_EVERY_CHARACTERS = 1 << 20
 # SentencePiece's types of pieces (sentencepiece_model.proto, SentencePiece.Type).
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
