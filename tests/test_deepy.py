@@ -251,6 +251,12 @@ def test_programs_that_are_no_runs_get_their_own_command_line(tmp_path: Path) ->
     assert "#SBATCH --nodes=1" in done.stdout
     assert done.stdout.splitlines()[-1].endswith(f"preprocess_data.py {tmp_path}/site.yml -- --input 'a b'")
     assert not list(tmp_path.glob("*.sbatch"))
+    nodes = ["--set", "num_nodes=4", "--set", "cpu_ranks=4"]
+    done = deepy(tmp_path, "preprocess_data.py", *nodes, "--submit", "--dry-run", "--", "--share", "auto")
+    assert "#SBATCH --nodes=4" in done.stdout, done.stderr
+    assert "#SBATCH --ntasks-per-node=1" in done.stdout
+    done = deepy(tmp_path, "preprocess_data.py", "--set", "cpu_ranks=2", "--", "x")
+    assert done.stdout == "0 2 ['x']\n", done.stderr  # of rank 1 only the log is kept
     for arguments, words in (
         (["generate.py"], "nothing follows `--`"),
         (["generate.py", "--set", "slurm_tim=1", "--", "x"], "did you mean slurm_time?"),

@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron.data.readers import Corpus
-from megatron.data.tokenize_corpus import TokenizerSpec, tokenize_corpus
+from megatron.data.shares import share_of
+from megatron.data.tokenize_corpus import TokenizerSpec, Wish, tokenize_corpus
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
 from megatron.tokenizer import TOKENIZER_TYPES
 
@@ -62,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         help="the token that ends a document (default: the tokenizer's end of sequence; unk0: id 0, as "
         "GPT-NeoX wrote)",
     )  # fmt: skip
+    tokenizer.add_argument(
+        "--engine", choices=("auto", "library"), default="auto",
+        help="auto: gigatoken where its ids are found equal; library: sentencepiece or tokenizers",
+    )  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX")
     output.add_argument(
@@ -71,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--workers", type=_at_least_one, default=len(os.sched_getaffinity(0)), metavar="N",
         help="processes that tokenise (default: the cores of this machine)",
+    )  # fmt: skip
+    output.add_argument(
+        "--share", metavar="I/N",
+        help="do the I-th of N shares (from 0), for several nodes that see one disk; auto: as a SLURM array, "
+        "deepy.py or MPI tells; mpi: as mpi4py tells. The last to end puts all together",
     )  # fmt: skip
     output.add_argument(
         "--log-interval",
@@ -95,7 +105,7 @@ def main() -> None:
         raise UserError(
             f"--output-prefix {args.output_prefix}: has no name; give a folder and the beginning of a name"
         )
-    # As for Ctrl-C, so that a batch system that ends the job leaves no partial files.
+    # As for Ctrl-C, so that a batch system that ends the job leaves nothing but parts that are done.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not args.append_eod:
         print(
@@ -104,18 +114,24 @@ def main() -> None:
             file=sys.stderr,
         )
     try:
-        tokenize_corpus(
-            Corpus(args.input, args.json_key, args.text_suffixes),
-            output_of(args.output_prefix, args.json_key),
+        wish = Wish(
             TokenizerSpec(args.tokenizer_type, args.vocab_file, args.eod_token),
             append_eod=args.append_eod,
             workers=args.workers,
             skip_broken=args.on_bad_line == "skip",
             overwrite=args.overwrite,
             log_interval_seconds=args.log_interval,
+            allow_fast=args.engine == "auto",
+            share=share_of(args.share, os.environ),
         )
+        corpus = Corpus(args.input, args.json_key, args.text_suffixes)
+        tokenize_corpus(corpus, output_of(args.output_prefix, args.json_key), wish)
     except KeyboardInterrupt:
-        print("\nstopped: nothing was written, and what was there has not changed", file=sys.stderr)
+        print(
+            "\nstopped: what was there has not changed; "
+            "the same command goes on from the parts that are done",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -37,6 +37,8 @@ from megatron.neox_arguments.errors import UserError
 # GPT-NeoX and Megatron-LM draw this much more from each source than its share, because the blend is not
 # exact.
 _SURPLUS = 1.005
+# GPTDataset's document index is int32.
+_MOST_DOCUMENTS = 2**31 - 1
 
 
 class Sample(NamedTuple):
@@ -149,6 +151,12 @@ class SequenceOrder:
         A source that holds fewer sequences than its share is read again, shuffled anew. Errors: `UserError`
         for a source without a single whole sequence."""
         for source in sources:
+            if source.end_document > _MOST_DOCUMENTS:
+                raise UserError(
+                    f"{source.file.prefix}: holds {source.file.documents} documents, and a run reads at most "
+                    f"{_MOST_DOCUMENTS} of one file (megatron-core numbers them in 32 bits); tokenise the "
+                    "text into several files and list all in train_data_paths"
+                )
             if error := source.lacks_a_sequence(packing.seq_length):
                 raise UserError(error)
         self.names = [source.name for source in sources]

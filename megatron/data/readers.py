@@ -8,13 +8,14 @@ and line; nothing a file contains raises anything else."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import orjson
 
@@ -23,6 +24,11 @@ from megatron.neox_arguments.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
+# No document is that long; a file without line ends, or a bomb, is.
+_LONGEST_LINE_BYTES = 256 << 20
+# What is decompressed at a time. A byte of zstd stands for up to 32 KiB of text, one of gzip for up to 1 KiB.
+_ZSTD_SLICE_BYTES, _GZIP_SLICE_BYTES = 1 << 10, 1 << 14
+_LINE_END = b"\n"
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -51,20 +57,32 @@ class Chunk(Protocol):
 
 @dataclass(frozen=True)
 class JsonLines:
-    """Whole lines of a JSONL file, of which the first is line `first_line`; blank lines are no records."""
+    """Whole lines of a JSONL file, of which the first is line `first_line`; blank lines are no records.
+
+    Lines are counted from the byte `start_byte` of the file on. Where that is not its beginning, a `Broken`
+    still tells the line of the file (what is before is read for it), and a `Document` the byte."""
 
     file: str
     first_line: int
     key: str
     data: bytes
+    start_byte: int = 0
 
     def records(self) -> Iterator[Document | Broken]:
         """One record a line."""
         for number, line in enumerate(self.data.split(b"\n"), self.first_line):
             if line and not line.isspace():
-                yield self._record(line, f"{self.file}:{number}")
+                record = self._record(line, f"{self.file}:{number}")
+                yield record if self.start_byte == 0 else self._placed(record, number)
+
+    def _placed(self, record: Document | Broken, number: int) -> Document | Broken:
+        if isinstance(record, Broken):
+            return Broken(f"{self.file}:{number + _lines_before(self.file, self.start_byte)}", record.reason)
+        return Document(record.text, f"{self.file}: line {number} from byte {self.start_byte} on")
 
     def _record(self, line: bytes, where: str) -> Document | Broken:
+        if len(line) > _LONGEST_LINE_BYTES:
+            return Broken(where, _too_long())
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -77,6 +95,17 @@ class JsonLines:
         if not isinstance(text, str):
             return Broken(where, f"{self.key!r} is not a string but a {type(text).__name__}")
         return Document(text, where)
+
+
+@functools.lru_cache(maxsize=1)
+def _lines_before(file: str, end: int) -> int:
+    """Line ends in the first `end` bytes of a file."""
+    lines = done = 0
+    with open(file, "rb", buffering=0) as opened:
+        while done < end and (block := opened.read(min(_CHUNK_BYTES, end - done))):
+            lines += block.count(b"\n")
+            done += len(block)
+    return lines
 
 
 @dataclass(frozen=True)
@@ -127,11 +156,16 @@ class _BrokenArchive(Exception):
     """Compressed data that is damaged or cut off."""
 
 
+def _sliced(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    for block in blocks:
+        for begin in range(0, len(block), size):
+            yield block[begin : begin + size]
+
+
 def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Gzip members, one after another; zero padding at the end is allowed, as gzip allows it."""
     member, begun = zlib.decompressobj(wbits=31), False
-    for block in blocks:
-        rest = block
+    for rest in _sliced(blocks, _GZIP_SLICE_BYTES):
         while rest:
             if not begun:
                 rest = rest.lstrip(b"\0")
@@ -155,8 +189,7 @@ def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame, begun = decompressor.decompressobj(), False
-    for block in blocks:
-        rest = block
+    for rest in _sliced(blocks, _ZSTD_SLICE_BYTES):
         while rest:
             begun = True
             try:
@@ -192,13 +225,57 @@ def _format_of(path: Path, in_folder: bool) -> str:
 
 
 @dataclass(frozen=True)
-class _Input:
+class Input:
     """One file of the corpus; `folder` is the --input folder a text file was found in."""
 
     path: Path
     format: str
     size: int
     folder: Path | None
+    modified_ns: int = 0
+
+    @classmethod
+    def at(cls, path: Path, format: str, folder: Path | None) -> Input:
+        """A file that is there, with its size and the time of its last change."""
+        status = path.stat()
+        return cls(path, format, status.st_size, folder, status.st_mtime_ns)
+
+    def check_unchanged(self) -> None:
+        """Raises:
+        UserError: the file is another one than when it was first looked at.
+        """
+        now = self.at(self.path, self.format, self.folder)
+        if now != self:
+            raise UserError(f"{self.path}: has changed while it was read; start again when nobody writes it")
+
+    def sha256(self) -> str:
+        """Of its bytes, hexadecimal."""
+        digest = hashlib.sha256()
+        with open(self.path, "rb", buffering=0) as file:
+            while block := file.read(_CHUNK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def source_records(hashes: Sequence[tuple[Input, str]]) -> list[SourceRecord]:
+    """What a token file was made of, from the SHA-256 of every input; the text files of a folder are one
+    record.
+    """
+    records: list[SourceRecord] = []
+    folders: dict[Path, list[tuple[Input, str]]] = {}
+    for found, digest in hashes:
+        if found.folder is None:
+            records.append(SourceRecord(path=str(found.path), files=1, bytes=found.size, sha256=digest))
+        else:
+            folders.setdefault(found.folder, []).append((found, digest))
+    for folder, members in folders.items():
+        lines = "".join(
+            f"{digest}  {found.path.relative_to(folder).as_posix()}\n" for found, digest in members
+        )
+        size = sum(found.size for found, _ in members)
+        digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+        records.append(SourceRecord(path=str(folder), files=len(members), bytes=size, sha256=digest))
+    return records
 
 
 class Corpus:
@@ -214,7 +291,7 @@ class Corpus:
         self.key = key
         self._suffixes = None if text_suffixes is None else tuple(s.lower() for s in text_suffixes)
         self._inputs = [found for path in inputs for found in self._expand(Path(path))]
-        self._hashes: list[tuple[_Input, str]] = []
+        self._hashes: list[tuple[Input, str]] = []
         self.read_bytes = 0
         """Bytes of input read so far, as they lie on the disk."""
 
@@ -222,6 +299,11 @@ class Corpus:
     def total_bytes(self) -> int:
         """Bytes of all inputs, as they lie on the disk."""
         return sum(found.size for found in self._inputs)
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """The input files, in the order in which they are read."""
+        return tuple(self._inputs)
 
     @property
     def files(self) -> int:
@@ -241,7 +323,7 @@ class Corpus:
                 elif found.format == ".parquet":
                     yield from self._parquet(found)
                 else:
-                    yield from self._json_lines(found)
+                    yield from json_line_chunks(found, self.key, self._blocks(found))
             except OSError as error:
                 raise UserError(
                     f"{found.path}: cannot be read ({error.strerror or error}); check it, or leave it out of "
@@ -252,25 +334,11 @@ class Corpus:
 
     def sources(self) -> list[SourceRecord]:
         """What was read, with hashes; complete when `chunks` has come to its end."""
-        records: list[SourceRecord] = []
-        folders: dict[Path, list[tuple[_Input, str]]] = {}
-        for found, digest in self._hashes:
-            if found.folder is None:
-                records.append(SourceRecord(path=str(found.path), files=1, bytes=found.size, sha256=digest))
-            else:
-                folders.setdefault(found.folder, []).append((found, digest))
-        for folder, members in folders.items():
-            lines = "".join(
-                f"{digest}  {found.path.relative_to(folder).as_posix()}\n" for found, digest in members
-            )
-            size = sum(found.size for found, _ in members)
-            digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-            records.append(SourceRecord(path=str(folder), files=len(members), bytes=size, sha256=digest))
-        return records
+        return source_records(self._hashes)
 
-    def _expand(self, path: Path) -> Iterator[_Input]:
+    def _expand(self, path: Path) -> Iterator[Input]:
         if path.is_file():
-            yield _Input(path, _format_of(path, in_folder=False), path.stat().st_size, None)
+            yield Input.at(path, _format_of(path, in_folder=False), None)
             return
         if not path.is_dir():
             raise UserError(f"--input {path}: does not exist; give a file or a folder")
@@ -289,12 +357,12 @@ class Corpus:
                 ):
                     continue
                 found_any = True
-                yield _Input(file, kind, file.stat().st_size, path if kind == "text" else None)
+                yield Input.at(file, kind, path if kind == "text" else None)
         if not found_any:
             wanted = "" if self._suffixes is None else f" that ends in {', '.join(self._suffixes)}"
             raise UserError(f"--input {path}: the folder holds no file{wanted}; give a folder with documents")
 
-    def _blocks(self, found: _Input) -> Generator[bytes, None, None]:
+    def _blocks(self, found: Input) -> Generator[bytes, None, None]:
         """The bytes of a file; counts them, and hashes all of them even when the reader stops early."""
         digest = hashlib.sha256()
         with open(found.path, "rb", buffering=0) as file:
@@ -309,78 +377,162 @@ class Corpus:
                     self.read_bytes += len(block)
                 self._hashes.append((found, digest.hexdigest()))
 
-    def _json_lines(self, found: _Input) -> Iterator[Chunk]:
-        """Cut the lines of a file into chunks at line ends."""
-        file, line = str(found.path), 1
-        pending: list[bytes] = []
-        pending_bytes = 0
-        broken: str | None = None
-        raw = self._blocks(found)
-        try:
-            for block in _DECOMPRESS[found.format](raw):
-                cut = block.rfind(b"\n") + 1
-                if cut and pending_bytes + cut >= _CHUNK_BYTES:
-                    data = b"".join([*pending, block[:cut]])
-                    yield JsonLines(file, line, self.key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
-                    line += data.count(b"\n")
-                    pending, pending_bytes = [block[cut:]], len(block) - cut
-                else:
-                    pending.append(block)
-                    pending_bytes += len(block)
-        except _BrokenArchive as error:
-            broken = str(error)
-        finally:
-            raw.close()
-        data = b"".join(pending)
-        if broken is not None:  # the last line is cut off with the archive
-            data = data[: data.rfind(b"\n") + 1]
-        if data:
-            yield JsonLines(file, line, self.key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
-        if broken is not None:
-            place = line + data.count(b"\n")
-            yield BrokenFile(f"{file}:{place}", broken)
-
-    def _parquet(self, found: _Input) -> Iterator[Chunk]:
-        """Rows in batches; memory is one batch and what the file's own row groups need."""
-        import pyarrow
-        import pyarrow.parquet
-
-        file, row, before = str(found.path), 1, self.read_bytes
+    def _parquet(self, found: Input) -> Iterator[Chunk]:
+        before = self.read_bytes
         for _ in self._blocks(found):  # the file is read twice: front to back for its hash, and by column
             pass
         self.read_bytes = before
-        try:
-            table = pyarrow.parquet.ParquetFile(found.path)
-            self._check_column(found.path, table.schema_arrow)
-            rows = max(1, table.metadata.num_rows)
-            for batch in table.iter_batches(batch_size=256, columns=[self.key]):
-                texts = batch.column(0).to_pylist()
-                self.read_bytes = before + found.size * (row - 1 + len(texts)) // rows
-                yield ParquetRows(file, row, self.key, texts)
-                row += len(texts)
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})")
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})")
+        for chunk, read_bytes in parquet_chunks(found, self.key):
+            self.read_bytes += read_bytes
+            yield chunk
         self.read_bytes = before + found.size
 
-    def _check_column(self, path: Path, schema: object) -> None:
-        import pyarrow
 
-        assert isinstance(schema, pyarrow.Schema)
-        names = list(schema.names)
-        if names.count(self.key) != 1:
-            raise UserError(
-                f"{path}: has no column {self.key!r}; its columns are {', '.join(names)}: choose one with "
-                "--json-key"
-            )
-        kind = schema.field(self.key).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise UserError(
-                f"{path}: column {self.key!r} is {kind}, not text; choose another with --json-key"
-            )
+def json_line_chunks(found: Input, key: str, raw: Generator[bytes, None, None]) -> Iterator[Chunk]:
+    """The lines of a whole file, whose bytes on the disk are `raw`, cut into chunks at line ends."""
+    file, line = str(found.path), 1
+    pending: list[bytes] = []
+    pending_bytes = line_bytes = 0  # of all that waits, and of the line that has not ended
+    is_too_long = False
+    broken: str | None = None
+
+    def lines(data: bytes) -> JsonLines:
+        return JsonLines(file, line, key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
+
+    try:
+        for whole in _DECOMPRESS[found.format](raw):
+            block = whole
+            if is_too_long:
+                end = block.find(b"\n") + 1
+                if not end:
+                    continue
+                yield BrokenFile(f"{file}:{line}", _too_long())
+                line, is_too_long, block = line + 1, False, block[end:]
+            cut = block.rfind(b"\n") + 1
+            line_bytes = len(block) - cut if cut else line_bytes + len(block)
+            if cut and pending_bytes + cut >= _CHUNK_BYTES:
+                data = b"".join([*pending, block[:cut]])
+                yield lines(data)
+                line += data.count(b"\n")
+                pending, pending_bytes = [block[cut:]], len(block) - cut
+            else:
+                pending.append(block)
+                pending_bytes += len(block)
+            if line_bytes > _LONGEST_LINE_BYTES:
+                data = b"".join(pending)[: pending_bytes - line_bytes]
+                if data:
+                    yield lines(data)
+                line += data.count(b"\n")
+                pending, pending_bytes, line_bytes, is_too_long = [], 0, 0, True
+    except _BrokenArchive as error:
+        broken = str(error)
+    finally:
+        raw.close()
+    data = b"".join(pending)
+    if broken is not None:  # the last line is cut off with the archive
+        data = data[: data.rfind(b"\n") + 1]
+    if data:
+        yield lines(data)
+    if is_too_long:
+        yield BrokenFile(f"{file}:{line}", _too_long())
+    if broken is not None:
+        yield BrokenFile(f"{file}:{line + data.count(_LINE_END)}", broken)
+
+
+def _too_long() -> str:
+    return f"is a line of more than {_LONGEST_LINE_BYTES >> 20} MiB"
+
+
+def line_range_chunks(found: Input, key: str, begin: int, end: int) -> Iterator[tuple[Chunk, int]]:
+    """The lines of a plain file that begin in its bytes `begin` to `end`, each chunk with its bytes."""
+    name = str(found.path)
+    with open(found.path, "rb", buffering=_BLOCK_BYTES) as file:
+        if begin:  # the line that is under way here began before
+            file.seek(begin - 1)
+            _skip_line(file)
+        position = start = file.tell()
+        line = 1
+        while position < end:
+            data, lines = _some_lines(file, min(_CHUNK_BYTES, end - position))
+            if not data:
+                return
+            position += len(data)
+            if lines == 1 and len(data) > _LONGEST_LINE_BYTES and not data.endswith(b"\n"):
+                skipped = _skip_line(file)
+                position += skipped
+                before = _lines_before(name, start) if start else 0
+                yield BrokenFile(f"{name}:{line + before}", _too_long()), len(data) + skipped
+            else:
+                text = data.removeprefix(_UTF8_BOM) if start == 0 and line == 1 else data
+                yield JsonLines(name, line, key, text, start), len(data)
+            line += lines
+
+
+def _some_lines(file: BinaryIO, size: int) -> tuple[bytes, int]:
+    """Whole lines of at least `size` bytes together, and how many. A line that is too long comes by itself,
+    cut off.
+    """
+    lines: list[bytes] = []
+    while size > 0 and (line := file.readline(_LONGEST_LINE_BYTES + 1)):
+        if lines and len(line) > _LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+            file.seek(-len(line), os.SEEK_CUR)
+            break
+        lines.append(line)
+        size -= len(line)
+    return b"".join(lines), len(lines)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Read to the end of the line; returns its bytes."""
+    skipped = 0
+    while piece := file.readline(_CHUNK_BYTES):
+        skipped += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return skipped
+
+
+def parquet_chunks(
+    found: Input, key: str, row_groups: Sequence[int] | None = None, first_row: int = 1
+) -> Iterator[tuple[Chunk, int]]:
+    """Rows in batches, each with its share of the file's bytes; all rows, or those of some row groups, of
+    which the first is row `first_row`. Memory is one batch and what the file's own row groups need.
+
+    Raises:
+        UserError: the column `key` is missing or holds no text.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    file, row = str(found.path), first_row
+    try:
+        table = pyarrow.parquet.ParquetFile(found.path)
+        _check_column(found.path, key, table.schema_arrow)
+        rows = max(1, table.metadata.num_rows)
+        for batch in table.iter_batches(batch_size=256, columns=[key], row_groups=row_groups):
+            texts = batch.column(0).to_pylist()
+            yield ParquetRows(file, row, key, texts), found.size * len(texts) // rows
+            row += len(texts)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})"), 0
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})"), 0
+
+
+def _check_column(path: Path, key: str, schema: object) -> None:
+    import pyarrow
+
+    assert isinstance(schema, pyarrow.Schema)
+    names = list(schema.names)
+    if names.count(key) != 1:
+        raise UserError(
+            f"{path}: has no column {key!r}; its columns are {', '.join(names)}: choose one with --json-key"
+        )
+    kind = schema.field(key).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise UserError(f"{path}: column {key!r} is {kind}, not text; choose another with --json-key")
 
 
 def read_documents(inputs: Sequence[Path], key: str = "text") -> Iterator[Document | Broken]:

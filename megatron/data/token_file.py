@@ -22,10 +22,10 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,11 @@ _DTYPE_OF_CODE = {code: np.dtype(name) for name, code in _CODE_OF_DTYPE.items()}
 # `best_fitting_dtype`.
 _UINT16_VOCABULARY = 65500
 _SUFFIXES = (".bin", ".idx", ".json")
+
+# Numbers of a stretch of documents that are in memory at a time, and bytes that one system call copies.
+_BLOCK_DOCUMENTS = 1 << 20
+_COPIED_BYTES = 1 << 28
+_Lengths: TypeAlias = "array.array[int] | npt.NDArray[np.int32]"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -80,6 +85,9 @@ class Provenance(BaseModel):
     empty_documents: int
     broken_lines: int
     sources: list[SourceRecord]
+    engine: str = ""
+    checked_documents: int = 0
+    reference_documents: int = 0
 
 
 class Sidecar(Provenance):
@@ -149,8 +157,9 @@ def _rename_all(prefix: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(_sibling(prefix, suffix + ".partial"), _sibling(prefix, suffix))
     _sync(prefix.parent)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_sibling(prefix, ".commit"))
+    for suffix in (".resume", ".commit"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_sibling(prefix, suffix))
 
 
 def _sync(path: Path) -> None:
@@ -170,23 +179,33 @@ class TokenFileWriter:
             writer.finalize(provenance)
 
     Until `finalize` is through, whatever was at `prefix` stays as it is; leaving the block without it leaves
-    nothing. Errors: `UserError` for an existing output without `overwrite`, a second writer, and what the
+    nothing. With a `resume_key`, which says what is being written, a writer that was killed or interrupted is
+    followed by one that need not copy again what `add_file` had brought to the disk.
+
+    Errors: `UserError` for an existing output without `overwrite`, a second writer, and what the
     disk refuses."""
 
-    def __init__(self, prefix: Path, vocab_size: int, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        vocab_size: int,
+        overwrite: bool = False,
+        may_be_empty: bool = False,
+        resume_key: str | None = None,
+    ) -> None:
         self.prefix = Path(prefix)
         self.vocab_size = vocab_size
         self.dtype = token_dtype(vocab_size)
         self.tokens = 0
-        self._overwrite = overwrite
-        self._lengths = array.array("i")
+        self.documents = 0
+        """Documents added so far."""
+        self._overwrite, self._may_be_empty = overwrite, may_be_empty
+        self._resume_key = resume_key
+        self.kept_bytes = 0
+        """Bytes of `.bin` that a former writer has brought to the disk."""
+        self._lengths: list[_Lengths] = []
         self._bin: IO[bytes] | None = None
         self._held = contextlib.ExitStack()
-
-    @property
-    def documents(self) -> int:
-        """Documents added so far."""
-        return len(self._lengths)
 
     def __enter__(self) -> TokenFileWriter:
         with _write_errors(self.prefix):
@@ -200,22 +219,44 @@ class TokenFileWriter:
                     raise UserError(
                         f"{existing[0]}: exists; pass --overwrite to replace it, or choose another prefix"
                     )
-                self._bin = open(_sibling(self.prefix, ".bin.partial"), "wb", buffering=1 << 20)
+                self._bin = self._open_partial()
             except BaseException:
                 self._held.close()
                 raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def _open_partial(self) -> IO[bytes]:
+        path, resume = _sibling(self.prefix, ".bin.partial"), _sibling(self.prefix, ".resume")
+        self.kept_bytes = self._bytes_to_keep(resume, path) if self._resume_key is not None else 0
+        if self.kept_bytes == 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(resume)
+            return open(path, "wb", buffering=1 << 20)
+        os.truncate(path, self.kept_bytes)
+        return open(path, "r+b", buffering=1 << 20)
+
+    def _bytes_to_keep(self, resume: Path, partial: Path) -> int:
+        try:
+            key, kept = resume.read_text(encoding="utf-8").split()
+            return int(kept) if key == self._resume_key and partial.stat().st_size >= int(kept) else 0
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
             if self._bin is not None:  # not finalized
                 with contextlib.suppress(OSError):  # what is still buffered may not fit either
                     self._bin.close()
-                for suffix in _SUFFIXES:
-                    with contextlib.suppress(OSError):
-                        os.unlink(_sibling(self.prefix, suffix + ".partial"))
+                is_interrupted = kind is not None and not issubclass(kind, Exception)
+                if self._resume_key is None or not is_interrupted:
+                    self._discard()
         finally:
             self._held.close()
+
+    def _discard(self) -> None:
+        for suffix in (*(suffix + ".partial" for suffix in _SUFFIXES), ".resume"):
+            with contextlib.suppress(OSError):
+                os.unlink(_sibling(self.prefix, suffix))
 
     def add_document(self, ids: Sequence[int] | npt.NDArray[Any]) -> None:
         """Add one document of at least one token."""
@@ -237,13 +278,49 @@ class TokenFileWriter:
             raise ValueError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
         with _write_errors(self.prefix):
             self._bin.write(np.ascontiguousarray(tokens_T, dtype=self.dtype.newbyteorder("<")).tobytes())
-        self._lengths.extend(lengths_D.tolist())
+        if not self._lengths or not isinstance(self._lengths[-1], array.array):
+            self._lengths.append(array.array("i"))
+        tail = self._lengths[-1]
+        assert isinstance(tail, array.array)
+        tail.frombytes(np.ascontiguousarray(lengths_D, dtype=np.int32).tobytes())
+        self.documents += len(lengths_D)
         self.tokens += len(tokens_T)
+
+    def add_file(self, part: TokenFile) -> None:
+        """Add all documents of another token file of the same vocabulary and type of ids; its bytes are
+        copied.
+        """
+        assert self._bin is not None, "add_file outside the with block"
+        if part.dtype != self.dtype or not part.is_end_to_end():
+            raise ValueError(f"{part.prefix} has ids of {part.dtype.name} or gaps between its documents")
+        begin = self.tokens * self.dtype.itemsize
+        end = begin + part.tokens * self.dtype.itemsize
+        with _write_errors(self.prefix), open(_sibling(part.prefix, ".bin"), "rb") as source:
+            position = min(max(begin, self.kept_bytes), end)
+            self._bin.seek(position)
+            while position < end:
+                step = min(end - position, _COPIED_BYTES)
+                _copy_bytes(source, position - begin, self._bin, step)
+                position += step
+                self._mark_kept(position)
+        self._lengths.append(part.lengths_D)
+        self.documents += part.documents
+        self.tokens += part.tokens
+
+    def _mark_kept(self, position: int) -> None:
+        """Note that the bytes up to `position` are on the disk."""
+        assert self._bin is not None
+        if self._resume_key is not None:
+            os.fsync(self._bin.fileno())
+            path = _sibling(self.prefix, ".resume")
+            partial = _sibling(self.prefix, ".resume.partial")
+            partial.write_text(f"{self._resume_key} {position}\n", encoding="utf-8")
+            os.replace(partial, path)
 
     def finalize(self, provenance: Provenance) -> Sidecar:
         """Write index and sidecar, and put all three files in place; returns what the sidecar says."""
         assert self._bin is not None, "finalize outside the with block, or twice"
-        if not self._lengths:
+        if not self.documents and not self._may_be_empty:
             raise UserError(
                 f"{self.prefix}: no document has any token, so there is nothing to write; check --input"
             )
@@ -271,7 +348,7 @@ class TokenFileWriter:
             ) from None
         return sidecar
 
-    def _write(self, suffix: str, parts: list[bytes]) -> None:
+    def _write(self, suffix: str, parts: Iterable[bytes]) -> None:
         with open(_sibling(self.prefix, suffix + ".partial"), "wb") as file:
             file.writelines(parts)
             file.flush()
@@ -283,15 +360,41 @@ class TokenFileWriter:
         os.close(descriptor)
         _sync(self.prefix.parent)
 
-    def _index_parts(self) -> list[bytes]:
-        lengths = np.asarray(self._lengths, dtype="<i4")
-        pointers = np.zeros(len(lengths), dtype="<i8")  # int64 throughout: a corpus passes 2**31 bytes early
-        np.cumsum(lengths[:-1], dtype=np.int64, out=pointers[1:])
-        pointers *= self.dtype.itemsize
-        documents = np.arange(len(lengths) + 1, dtype="<i8")
+    def _index_parts(self) -> Iterator[bytes]:
+        """`P.idx` in blocks, so that any number of documents takes the same memory."""
         code = _CODE_OF_DTYPE[self.dtype.name]
-        header = _HEADER.pack(_MAGIC, _VERSION, code, len(lengths), len(documents))
-        return [header, lengths.tobytes(), pointers.tobytes(), documents.tobytes()]
+        yield _HEADER.pack(_MAGIC, _VERSION, code, self.documents, self.documents + 1)
+        for block in self._length_blocks():
+            yield block.astype("<i4").tobytes()
+        position = 0  # a Python integer, and int64 below: a corpus passes 2**31 bytes early
+        for block in self._length_blocks():
+            ends = np.cumsum(block, dtype=np.int64) * self.dtype.itemsize + position
+            yield np.concatenate([[position], ends[:-1]]).astype("<i8").tobytes()
+            position = int(ends[-1])
+        for begin in range(0, self.documents + 1, _BLOCK_DOCUMENTS):
+            end = min(begin + _BLOCK_DOCUMENTS, self.documents + 1)
+            yield np.arange(begin, end, dtype="<i8").tobytes()
+
+    def _length_blocks(self) -> Iterator[npt.NDArray[np.int32]]:
+        for lengths in self._lengths:
+            yield from _blocks(np.asarray(lengths, dtype=np.int32))
+
+
+def _blocks(values_D: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    for begin in range(0, len(values_D), _BLOCK_DOCUMENTS):
+        yield values_D[begin : begin + _BLOCK_DOCUMENTS]
+
+
+def _copy_bytes(source: IO[bytes], begin: int, target: IO[bytes], count: int) -> None:
+    """Copy `count` bytes of `source` from `begin` on to the position of `target`, within the kernel."""
+    target.flush()
+    end = begin + count
+    while begin < end:
+        copied = os.sendfile(target.fileno(), source.fileno(), begin, end - begin)
+        if copied == 0:
+            raise OSError(errno.EIO, "the file to copy is shorter than it was")
+        begin += copied
+    target.seek(0, os.SEEK_END)  # its buffer learns that the file has grown
 
 
 @dataclass(frozen=True)
@@ -327,8 +430,18 @@ class TokenFile:
             offset=int(self.pointers_D[number]),
         )
 
+    def is_end_to_end(self) -> bool:
+        """Whether the documents follow each other in the order of their numbers, from the beginning on."""
+        position = 0
+        for lengths, pointers in zip(_blocks(self.lengths_D), _blocks(self.pointers_D), strict=True):
+            ends = np.cumsum(lengths, dtype=np.int64) * self.dtype.itemsize + position
+            if pointers[0] != position or not np.array_equal(pointers[1:], ends[:-1]):
+                return False
+            position = int(ends[-1])
+        return True
+
     @classmethod
-    def open(cls, prefix: Path) -> TokenFile:
+    def open(cls, prefix: Path, may_be_empty: bool = False) -> TokenFile:
         """Open `prefix` (a path without .bin and .idx) and check that index, ids and sidecar belong together.
 
         Errors: `UserError` naming the file, what is wrong with it and what to do.
@@ -340,20 +453,18 @@ class TokenFile:
             if not path.is_file():
                 raise UserError(f"{path}: does not exist; {_prefix_hint(prefix)}")
         try:
-            dtype, lengths, pointers = _read_index(index)
+            dtype, lengths, pointers = _read_index(index, may_be_empty)
             bin_bytes = binary.stat().st_size
         except OSError as error:
             raise UserError(
                 f"{index}: cannot be read ({error.strerror or error}); check its permissions"
             ) from None
-        ends = pointers + lengths.astype(np.int64) * dtype.itemsize
-        furthest = max(int(ends.max()), int(pointers.max()))  # a damaged pointer may make its end wrap around
-        if lengths.min() < 0 or pointers.min() < 0 or furthest > bin_bytes:
+        shortest, first, furthest, tokens = _extent(lengths, pointers, dtype.itemsize)
+        if shortest < 0 or first < 0 or furthest > bin_bytes:
             raise UserError(
                 f"{index}: points at {furthest} bytes of {binary.name}, which has {bin_bytes}; "
                 "the two do not belong together or one is cut off: copy both again, or tokenise again"
             )
-        tokens = int(lengths.sum(dtype=np.int64))
         sidecar = _read_sidecar(_sibling(prefix, ".json"))
         if sidecar and (sidecar.documents, sidecar.tokens, sidecar.bin_bytes) != (
             len(lengths),
@@ -367,6 +478,20 @@ class TokenFile:
                 f"{bin_bytes}; copy all three files again, or remove the .json of other data"
             )
         return cls(prefix, dtype, lengths, pointers, tokens, sidecar)
+
+
+def _extent(
+    lengths_D: npt.NDArray[np.int32], pointers_D: npt.NDArray[np.int64], id_bytes: int
+) -> tuple[int, int, int, int]:
+    """The shortest document, the first byte, the end of the last byte and all tokens, block by block."""
+    shortest = first = furthest = tokens = 0
+    for lengths, pointers in zip(_blocks(lengths_D), _blocks(pointers_D), strict=True):
+        ends = pointers + lengths.astype(np.int64) * id_bytes
+        shortest, first = min(shortest, int(lengths.min())), min(first, int(pointers.min()))
+        # a damaged pointer may make its end wrap around
+        furthest = max(furthest, int(ends.max()), int(pointers.max()))
+        tokens += int(lengths.sum(dtype=np.int64))
+    return shortest, first, furthest, tokens
 
 
 def _finish_interrupted(prefix: Path) -> None:
@@ -394,7 +519,9 @@ def _prefix_hint(prefix: Path) -> str:
     return "make it with tools/preprocess_data.py, or correct the path (it is given without .bin and .idx)"
 
 
-def _read_index(path: Path) -> tuple[np.dtype[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def _read_index(
+    path: Path, may_be_empty: bool
+) -> tuple[np.dtype[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Type of an id, lengths in tokens and beginnings in bytes of all sequences."""
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -414,7 +541,7 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], npt.NDArray[np.int32], npt.N
         raise UserError(
             f"{path}: has {size} of {expected} bytes, so it is cut off; copy it again, or tokenise again"
         )
-    if sequences == 0:
+    if sequences == 0 and not may_be_empty:
         raise UserError(f"{path}: holds no documents; tokenise a corpus that has some")
     whole = np.memmap(path, mode="r")
     lengths = np.frombuffer(whole, dtype="<i4", count=sequences, offset=_HEADER.size)

@@ -1,36 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A corpus to a token file: one process reads and writes in order, many tokenise in between.
+"""A corpus to a token file: processes read and tokenise parts of it, one puts the parts together.
 
-The output is the same to the byte for any number of processes. Memory is bounded: a few chunks a process, and
-four bytes a document for the index."""
+Each part is a token file of its own, in a folder beside the output, under a name that is a hash over its
+text's file and stretch and over all settings. So a run that is started again finds what it has done before,
+and several nodes may fill one folder. What is put together at the end is the same to the byte for any number
+of processes, nodes and interruptions. Memory is bounded by a chunk of text a process."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-import multiprocessing
+import hashlib
+import json
 import os
-import signal
+import shutil
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron.data.readers import Broken, Chunk, Corpus
-from megatron.data.token_file import Provenance, Sidecar, TokenFileWriter, TokenizerRecord, token_dtype
+from megatron.data.parts import Plan, ReadChunk, Stretches, Task, key_of, unreadable
+from megatron.data.readers import Broken, Corpus, Input, source_records
+from megatron.data.shares import Share
+from megatron.data.token_file import (
+    Provenance,
+    Sidecar,
+    TokenFile,
+    TokenFileWriter,
+    TokenizerRecord,
+    token_dtype,
+)
+from megatron.data.workers import WorkerDied, Workers
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer, build_tokenizer
+from megatron.tokenizer.fast import (
+    Mismatch,
+    Recipe,
+    build_engine,
+    compare,
+    library_recipe,
+    plan_engine,
+)
 
 _SHOWN_BROKEN_LINES = 20
+# Of each part the first document and every so many are encoded by the tokenizer's own library too.
+CHECKED_EVERY_DOCUMENTS = 128
+_CHECKED_CHARACTERS = 1 << 16
+_PARTS_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -41,55 +61,244 @@ class TokenizerSpec:
     vocab_file: Path
     eod: str | None = None
 
+    def build(self) -> Tokenizer:
+        """The tokenizer."""
+        return build_tokenizer(self.tokenizer_type, self.vocab_file, self.eod)
+
 
 @dataclass(frozen=True)
-class TokenizedChunk:
-    """The documents of one chunk, laid end to end."""
+class Wish:
+    """What is wanted of a corpus: how it is tokenised, by how many processes, and which share of it here."""
 
-    tokens_T: npt.NDArray[Any]
-    lengths_D: npt.NDArray[np.int32]
-    text_bytes: int
-    empty_documents: int
-    broken: list[Broken]
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer_of_process(spec: TokenizerSpec) -> Tokenizer:
-    return build_tokenizer(spec.tokenizer_type, spec.vocab_file, spec.eod)
+    spec: TokenizerSpec
+    append_eod: bool
+    workers: int = 1
+    skip_broken: bool = False
+    overwrite: bool = False
+    log_interval_seconds: float = 5.0
+    allow_fast: bool = True
+    share: Share = field(default_factory=Share)
 
 
-def tokenize_chunk(chunk: Chunk, spec: TokenizerSpec, append_eod: bool) -> TokenizedChunk:
-    """Tokenise one chunk. A document without a single token is left out and counted, as GPT-NeoX leaves it
-    out.
-    """
-    tokenizer = _tokenizer_of_process(spec)
-    records = list(chunk.records())
-    broken = [record for record in records if isinstance(record, Broken)]
-    texts = [record.text for record in records if not isinstance(record, Broken)]
-    ids = [document for document in tokenizer.encode_batch(texts) if document]
-    if append_eod:
-        for document in ids:
-            document.append(tokenizer.eod_id)
-    lengths = np.fromiter(map(len, ids), dtype=np.int32, count=len(ids))
-    total = int(lengths.sum(dtype=np.int64))
-    flat = np.fromiter(
-        itertools.chain.from_iterable(ids), dtype=token_dtype(tokenizer.vocab_size), count=total
+@dataclass(frozen=True)
+class Hashes:
+    """The task of hashing inputs."""
+
+    files: tuple[Input, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What parts are made with, beside their text."""
+
+    spec: TokenizerSpec
+    recipe: Recipe
+    folder: Path
+    settings_key: str
+    append_eod: bool
+    skip_broken: bool
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, wish: Wish, recipe: Recipe, folder: Path) -> Settings:
+        """Everything that a part depends on goes into the key."""
+        parts = [
+            *(_PARTS_FORMAT, tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eod_id),
+            *(wish.append_eod, wish.skip_broken, recipe.name, recipe.version, recipe.definition),
+        ]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+        return cls(wish.spec, recipe, folder, key, wish.append_eod, wish.skip_broken)
+
+    def prefix(self, key: str) -> Path:
+        """Where the part of this key lies."""
+        return self.folder / f"{self.settings_key}-{key}"
+
+    def open(self, key: str) -> TokenFile | None:
+        """The part, if it is there and whole."""
+        try:
+            return TokenFile.open(self.prefix(key), may_be_empty=True)
+        except UserError:
+            return None
+
+    def stretches_file(self, task: Stretches) -> Path:
+        """Where the numbers of the stretches of a compressed file are kept."""
+        return self.folder / f"{task.file_key}.stretches"
+
+    def hashes_file(self, task: Hashes) -> Path:
+        """Where the SHA-256 of inputs are kept."""
+        return self.folder / f"{key_of(task.files)}.sha256"
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What a process reports of the work since its last report."""
+
+    input_bytes: int = 0
+    text_bytes: int = 0
+    documents: int = 0
+    tokens: int = 0
+    broken: tuple[Broken, ...] = ()
+
+
+@dataclass
+class _Counts:
+    """What a part's sidecar says beside its documents."""
+
+    text_bytes: int = 0
+    empty_documents: int = 0
+    broken_lines: int = 0
+    checked_documents: int = 0
+    reference_documents: int = 0
+
+
+class _PartMaker:
+    """Does tasks in a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes run beside each other, not threads
+        self._settings = settings
+        self._tokenizer = settings.spec.build()
+        self._engine = build_engine(settings.recipe, self._tokenizer)
+
+    def __call__(self, task: Task | Hashes) -> Iterator[Advance]:
+        """Do a task; what is done already is passed over."""
+        files = task.files if isinstance(task, Hashes) else task.inputs
+        try:
+            if isinstance(task, Hashes):
+                self._hash(task)
+            elif isinstance(task, Stretches):
+                yield from self._stretches(task)
+            else:
+                if (done := self._already(task.key)) is not None:
+                    yield replace(done, input_bytes=task.input_bytes)
+                else:
+                    yield from self._part(task.key, task.chunks(), task.inputs)
+            for found in files:
+                found.check_unchanged()
+        except OSError as error:
+            raise unreadable(Path(error.filename or files[0].path), error) from None
+
+    def _hash(self, task: Hashes) -> None:
+        path = self._settings.hashes_file(task)
+        if not path.exists():
+            write_whole(path, json.dumps([found.sha256() for found in task.files]))
+
+    def _stretches(self, task: Stretches) -> Iterator[Advance]:
+        numbers = []
+        for number, chunks in task.stretches():
+            numbers.append(number)
+            if number % task.modulus != task.residue:
+                continue
+            if (done := self._already(task.key(number))) is not None:
+                yield done
+            else:
+                yield from self._part(task.key(number), chunks, task.inputs)
+        write_whole(self._settings.stretches_file(task), json.dumps(numbers))
+
+    def _already(self, key: str) -> Advance | None:
+        """What a part holds that was made before."""
+        part = self._settings.open(key)
+        if part is None or part.sidecar is None:
+            return None
+        return Advance(0, part.sidecar.text_bytes, part.documents, part.tokens)
+
+    def _part(self, key: str, chunks: Iterator[ReadChunk], inputs: Iterable[Input]) -> Iterator[Advance]:
+        counts = _Counts()
+        prefix = self._settings.prefix(key)
+        with TokenFileWriter(prefix, self._tokenizer.vocab_size, overwrite=True, may_be_empty=True) as writer:
+            for chunk, input_bytes in chunks:
+                yield self._chunk(list(chunk.records()), input_bytes, writer, counts)
+            for found in inputs:
+                found.check_unchanged()
+            writer.finalize(
+                Provenance(
+                    tokenizer=tokenizer_record(self._tokenizer, self._settings.append_eod),
+                    engine=engine_name(self._settings.recipe),
+                    sources=[],
+                    **vars(counts),
+                )
+            )
+
+    def _chunk(
+        self, records: list[Any], input_bytes: int, writer: TokenFileWriter, counts: _Counts
+    ) -> Advance:
+        """Tokenise the records of a chunk. A document without a single token is left out and counted, as
+        GPT-NeoX leaves it out.
+        """
+        broken = tuple(record for record in records if isinstance(record, Broken))
+        if broken and not self._settings.skip_broken:
+            raise UserError(_stopped_at(broken))
+        counts.broken_lines += len(broken)
+        documents: list[npt.NDArray[Any]] = []
+        text_bytes = 0
+        for record in records:
+            if isinstance(record, Broken):
+                continue
+            text_bytes += len(record.text) if record.text.isascii() else len(record.text.encode("utf-8"))
+            ids = self._encode(record.text, writer.documents + len(documents), counts)
+            if len(ids):
+                documents.append(ids)
+            else:
+                counts.empty_documents += 1
+        counts.text_bytes += text_bytes
+        tokens = self._write(documents, writer)
+        return Advance(input_bytes, text_bytes, len(documents), tokens, broken)
+
+    def _encode(self, text: str, number: int, counts: _Counts) -> npt.NDArray[Any]:
+        before = self._engine.reference_documents
+        ids = self._engine.encode(text)
+        by_library = self._engine.reference_documents - before
+        counts.reference_documents += by_library
+        if not by_library and number % CHECKED_EVERY_DOCUMENTS == 0:
+            compare(self._engine, self._tokenizer, [text[:_CHECKED_CHARACTERS]])
+            counts.checked_documents += 1
+        return ids
+
+    def _write(self, documents: list[npt.NDArray[Any]], writer: TokenFileWriter) -> int:
+        """Lay documents end to end, each with its end; returns how many tokens that is."""
+        eod = int(self._settings.append_eod)
+        lengths = np.fromiter((len(ids) + eod for ids in documents), dtype=np.int64, count=len(documents))
+        tokens = np.empty(int(lengths.sum()), dtype=token_dtype(self._tokenizer.vocab_size))
+        begin = 0
+        for ids in documents:
+            tokens[begin : begin + len(ids)] = ids
+            begin += len(ids) + eod
+        if eod and len(documents):
+            tokens[np.cumsum(lengths) - 1] = self._tokenizer.eod_id
+        writer.add_documents(tokens, lengths)
+        return len(tokens)
+
+
+def tokenizer_record(tokenizer: Tokenizer, append_eod: bool) -> TokenizerRecord:
+    """What a sidecar says of the tokenizer."""
+    return TokenizerRecord(
+        type=tokenizer.name,
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        eod_appended=append_eod,
     )
-    text_bytes = sum(len(text.encode("utf-8")) for text in texts)
-    return TokenizedChunk(flat, lengths, text_bytes, len(texts) - len(ids), broken)
 
 
-def _start_process() -> None:
-    """A process ends with the one that started it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes run beside each other, not threads
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def engine_name(recipe: Recipe) -> str:
+    """What a sidecar says of the encoder, such as "gigatoken 0.10.0"."""
+    return f"{recipe.name} {recipe.version}"
 
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def write_whole(path: Path, text: str) -> None:
+    """A small file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _stopped_at(broken: tuple[Broken, ...]) -> str:
+    shown = "\n  ".join(f"{line.where}: {line.reason}" for line in broken[:_SHOWN_BROKEN_LINES])
+    more = f"\n  and {len(broken) - _SHOWN_BROKEN_LINES} more" if len(broken) > _SHOWN_BROKEN_LINES else ""
+    return (
+        f"{len(broken)} broken line(s) up to here; nothing was written and what was there has not "
+        "changed\n"
+        f"  {shown}{more}\n  repair the input, or leave such lines out with --on-bad-line skip"
+    )
 
 
 @dataclass
@@ -126,6 +335,11 @@ class Progress:
         else:
             print(line, file=self.stream, flush=True)
 
+    @property
+    def wait_seconds(self) -> float:
+        """How long to wait for news before the line is shown again."""
+        return max(0.1, min(1.0, self.interval_seconds))
+
     def say(self, line: str) -> None:
         """A line of its own."""
         print(f"\r\033[K{line}" if self.stream.isatty() else line, file=self.stream, flush=True)
@@ -138,111 +352,210 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def _in_order(
-    pool: ProcessPoolExecutor, corpus: Corpus, spec: TokenizerSpec, append_eod: bool, window: int
-) -> Iterator[tuple[TokenizedChunk, int]]:
-    """Each chunk tokenised, in the order of the corpus, with the bytes of input read up to it."""
-    waiting: deque[tuple[Future[TokenizedChunk], int]] = deque()
-    for chunk in corpus.chunks():
-        # Processes are started here and inherit the blocked signal: Ctrl-C is for this one alone.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            future = pool.submit(tokenize_chunk, chunk, spec, append_eod)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        waiting.append((future, corpus.read_bytes))
-        if len(waiting) >= window:
-            future, done_bytes = waiting.popleft()
-            yield future.result(), done_bytes
-    while waiting:
-        future, done_bytes = waiting.popleft()
-        yield future.result(), done_bytes
-
-
 @dataclass
-class _BrokenLines:
-    """Counts broken lines, and stops at them or shows them."""
+class _Run:
+    """One command: its progress, and the broken lines it has shown."""
 
-    skip: bool
+    corpus: Corpus
+    prefix: Path
+    tokenizer: Tokenizer
+    wish: Wish
+    workers: Workers[Settings, Task | Hashes, Advance]
     progress: Progress
-    count: int = 0
+    input_bytes: int = 0
+    text_bytes: int = 0
+    documents: int = 0
+    tokens: int = 0
+    broken: int = 0
 
-    def add(self, broken: list[Broken]) -> None:
-        """Take note of the broken lines of one chunk."""
-        self.count += len(broken)
-        if broken and not self.skip:
-            shown = "\n  ".join(f"{line.where}: {line.reason}" for line in broken[:_SHOWN_BROKEN_LINES])
-            more = (
-                f"\n  and {len(broken) - _SHOWN_BROKEN_LINES} more"
-                if len(broken) > _SHOWN_BROKEN_LINES
-                else ""
-            )
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """How the corpus is cut."""
+        return Plan.of(self.corpus)
+
+    def make_parts(self) -> Settings:
+        """Have all parts of the share made, by the library where the fast engine is refused; returns how they
+        were made.
+
+        Raises:
+            UserError: among others, for a process that was killed.
+        """
+        share = self.wish.share
+        tasks: list[Task | Hashes] = [
+            *_hash_tasks(self.plan),
+            *self.plan.tasks(self.wish.workers * share.count),
+        ]
+        try:
+            parts_folder(self.prefix).mkdir(parents=True, exist_ok=True)
+            return self._make(tasks[share.number :: share.count])
+        except WorkerDied:
             raise UserError(
-                f"{len(broken)} broken line(s) up to here; nothing was written and what was there has not "
-                "changed\n"
-                f"  {shown}{more}\n  repair the input, or leave such lines out with --on-bad-line skip"
+                f"--workers {self.wish.workers}: a process was killed, most often for want of memory; "
+                "use fewer workers; nothing that was there has changed"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{parts_folder(self.prefix)}: cannot be written ({error.strerror or error}); "
+                "choose a folder you may write to"
+            ) from None
+
+    def _make(self, tasks: list[Task | Hashes]) -> Settings:
+        recipe = plan_engine(self.tokenizer, self.wish.allow_fast)
+        refused = parts_folder(self.prefix) / f"{self._settings(recipe).settings_key}.refused"
+        if refused.exists():
+            recipe = replace(library_recipe(self.tokenizer), reason=refused.read_text(encoding="utf-8"))
+        while True:
+            if recipe.reason is not None:
+                self.progress.say(
+                    f"note: tokenising with {engine_name(recipe)}, which is slower: {recipe.reason}"
+                )
+            try:
+                self.do(self._settings(recipe), tasks)
+                return self._settings(recipe)
+            except Mismatch as mismatch:
+                reason = f"{engine_name(recipe)} gave other ids ({mismatch}); all is tokenised again"
+                write_whole(refused, reason)
+                recipe = replace(library_recipe(self.tokenizer), reason=reason)
+
+    def _settings(self, recipe: Recipe) -> Settings:
+        return Settings.of(self.tokenizer, self.wish, recipe, parts_folder(self.prefix))
+
+    def do(self, settings: Settings, tasks: list[Task | Hashes]) -> None:
+        """Do tasks in the processes."""
+        self.input_bytes = self.text_bytes = self.documents = self.tokens = self.broken = 0
+        self.workers.set_up(settings)
+        for report in self.workers.run(tasks, self.progress.wait_seconds):
+            if report is not None:
+                self.input_bytes += report.input_bytes
+                self.text_bytes += report.text_bytes
+                self.documents += report.documents
+                self.tokens += report.tokens
+                self._show_broken(report.broken)
+            self.progress.show(self.input_bytes, self.text_bytes, self.documents, self.tokens)
+
+    def make_share(self) -> Sidecar | None:
+        """Make the parts of this share; where all others are there too, put them together."""
+        existing = self.prefix.with_name(self.prefix.name + ".bin")
+        if existing.exists() and not self.wish.overwrite:
+            raise UserError(f"{existing}: exists; pass --overwrite to replace it, or choose another prefix")
+        settings = self.make_parts()
+        done = f"{self.wish.share} ({self.wish.share.reason}): {self.documents:,} documents are tokenised"
+        try:
+            if self._is_complete(settings):
+                with TokenFileWriter(self.prefix, self.tokenizer.vocab_size, self.wish.overwrite) as writer:
+                    if self._is_complete(settings):  # nobody else has put them together meanwhile
+                        return self.put_together(settings, writer)
+        except UserError:
+            if self._is_complete(settings) and not existing.exists():
+                raise
+        self.progress.say(
+            f"{done}; the share that ends last puts all together. Should one have failed, start it again, or "
+            "the same command without --share"
+        )
+        return None
+
+    def _is_complete(self, settings: Settings) -> bool:
+        """Whether all parts and hashes are there."""
+        try:
+            hashes = all(settings.hashes_file(task).exists() for task in _hash_tasks(self.plan))
+            return hashes and all(
+                settings.prefix(key).with_name(settings.prefix(key).name + ".json").exists()
+                for key in part_keys(self.plan, settings)
             )
-        already = self.count - len(broken)
+        except FileNotFoundError:
+            return False
+
+    def put_together(self, settings: Settings, writer: TokenFileWriter) -> Sidecar:
+        """All parts, in the order of the corpus, as one token file."""
+        counts = _Counts()
+        for key in part_keys(self.plan, settings):
+            part = settings.open(key)
+            if part is None or part.sidecar is None:
+                raise UserError(f"{settings.prefix(key)}: a part has gone; start again, the others are kept")
+            if part.documents:
+                writer.add_file(part)
+            for name in vars(counts):
+                setattr(counts, name, getattr(counts, name) + getattr(part.sidecar, name))
+        hashes = [
+            hashed
+            for task in _hash_tasks(self.plan)
+            for hashed in zip(task.files, json.loads(settings.hashes_file(task).read_text()), strict=True)
+        ]
+        return writer.finalize(
+            Provenance(
+                tokenizer=tokenizer_record(self.tokenizer, settings.append_eod),
+                engine=engine_name(settings.recipe),
+                sources=source_records(hashes),
+                **vars(counts),
+            )
+        )
+
+    def _show_broken(self, broken: tuple[Broken, ...]) -> None:
+        already, self.broken = self.broken, self.broken + len(broken)
         for line in broken[: max(0, _SHOWN_BROKEN_LINES - already)]:
             self.progress.say(f"skipped: {line.where}: {line.reason}")
-        if already <= _SHOWN_BROKEN_LINES < self.count:
+        if already <= _SHOWN_BROKEN_LINES < self.broken:
             self.progress.say("skipped: more broken lines, only counted from here on")
 
 
-def tokenize_corpus(
-    corpus: Corpus,
-    prefix: Path,
-    spec: TokenizerSpec,
-    *,
-    append_eod: bool,
-    workers: int,
-    skip_broken: bool = False,
-    overwrite: bool = False,
-    log_interval_seconds: float = 5.0,
-) -> Sidecar:
-    """Tokenise `corpus` into the token file `prefix` with `workers` processes; returns what its sidecar says.
+def parts_folder(prefix: Path) -> Path:
+    """Where the parts of the token file `prefix` lie until they are put together."""
+    return prefix.with_name(prefix.name + ".parts")
+
+
+def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
+    """Tokenise `corpus` into the token file `prefix`; returns what its sidecar says.
+
+    A share of several makes its parts. The one that finds all parts there puts them together; the others
+    return None.
 
     Errors: `UserError` for a broken line (unless `skip_broken`), a corpus without a token, an existing output
     (unless `overwrite`), a disk that refuses, and a process that dies. After any of them, `prefix` is as it
-    was before."""
-    tokenizer = build_tokenizer(spec.tokenizer_type, spec.vocab_file, spec.eod)
-    progress = Progress(corpus.total_bytes, log_interval_seconds)
-    broken = _BrokenLines(skip_broken, progress)
-    text_bytes = empty_documents = 0
-    with TokenFileWriter(prefix, tokenizer.vocab_size, overwrite) as writer:
-        # spawn: a forked copy of a process with threads (Arrow has some) may stand still for ever
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_process)
-        try:
-            for done, done_bytes in _in_order(pool, corpus, spec, append_eod, window=2 * workers + 2):
-                broken.add(done.broken)
-                writer.add_documents(done.tokens_T, done.lengths_D)
-                text_bytes += done.text_bytes
-                empty_documents += done.empty_documents
-                progress.show(done_bytes, text_bytes, writer.documents, writer.tokens)
-        except BrokenProcessPool:
-            raise UserError(
-                f"--workers {workers}: a process was killed, most often for want of memory; "
-                "use fewer workers; nothing that was there has changed"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        sidecar = writer.finalize(
-            Provenance(
-                tokenizer=TokenizerRecord(
-                    type=tokenizer.name,
-                    fingerprint=tokenizer.fingerprint,
-                    vocab_size=tokenizer.vocab_size,
-                    eod_id=tokenizer.eod_id,
-                    eod_appended=append_eod,
-                ),
-                text_bytes=text_bytes,
-                empty_documents=empty_documents,
-                broken_lines=broken.count,
-                sources=corpus.sources(),
-            )
-        )
+    was before, and parts that are done are kept for the next time."""
+    progress = Progress(corpus.total_bytes // wish.share.count, wish.log_interval_seconds)
+    expected = (UserError, Mismatch)
+    with Workers[Settings, Task | Hashes, Advance](wish.workers, _PartMaker, expected) as processes:
+        tokenizer = wish.spec.build()
+        run = _Run(corpus, prefix, tokenizer, wish, processes, progress)
+        if wish.share.count == 1:
+            with TokenFileWriter(prefix, tokenizer.vocab_size, wish.overwrite) as writer:
+                sidecar = run.put_together(run.make_parts(), writer)
+        else:
+            found = run.make_share()
+            if found is None:
+                return None
+            sidecar = found
+    shutil.rmtree(parts_folder(prefix), ignore_errors=True)
     _say_result(progress, prefix, sidecar)
     return sidecar
+
+
+def _hash_tasks(plan: Plan) -> list[Hashes]:
+    """Large files each by itself, small ones together."""
+    tasks: list[Hashes] = []
+    group: list[Input] = []
+    size = 0
+    for found in plan.corpus.inputs:
+        group.append(found)
+        size += found.size
+        if size >= 64 << 20 or len(group) >= 4096:
+            tasks.append(Hashes(tuple(group)))
+            group, size = [], 0
+    return [*tasks, Hashes(tuple(group))] if group else tasks
+
+
+def part_keys(plan: Plan, settings: Settings) -> Iterator[str]:
+    """The keys of all parts, in the order of the corpus.
+
+    Raises:
+        FileNotFoundError: a compressed file has not been read to its end yet.
+    """
+    for entry in plan.entries:
+        if isinstance(entry, Stretches):
+            for number in json.loads(settings.stretches_file(entry).read_text(encoding="utf-8")):
+                yield entry.key(number)
+        else:
+            yield entry.key
 
 
 def _say_result(progress: Progress, prefix: Path, sidecar: Sidecar) -> None:

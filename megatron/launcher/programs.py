@@ -3,7 +3,7 @@
 
 They take what follows `--` as their own command line. The YAML files, if any, say only where they run; keys
 of runs may stand there. generate.py gets one rank, or as many as num_gpus or cpu_ranks say;
-preprocess_data.py is one process, which starts its own workers.
+preprocess_data.py is one process, which starts its own workers, or as many as cpu_ranks says, one a node.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def start_program(options: argparse.Namespace, deepy: Path, tell: Callable[[str]
     _check(options)
     if options.submit:
         return _submit(options, launch, asked, deepy, tell)
-    if options.script.name in ONE_PROCESS:
+    if _is_alone(options.script, launch):
         choice = launchers.Choice("local", f"{options.script.name} is one process")
     else:
         choice = launchers.choose(launch, os.environ)
@@ -52,6 +52,10 @@ def start_program(options: argparse.Namespace, deepy: Path, tell: Callable[[str]
         print(launchers.shown(choice, job, world, settings, os.environ))
         return 0
     return launchers.start(choice, job, world, settings, os.environ)
+
+
+def _is_alone(script: Path, launch: LaunchConfig) -> bool:
+    return script.name in ONE_PROCESS and launch.cpu_ranks is None
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -91,7 +95,7 @@ def _submit(
     deepy: Path,
     tell: Callable[[str], None],
 ) -> int:
-    alone = options.script.name in ONE_PROCESS
+    alone = _is_alone(options.script, launch)
     nodes = launch.num_nodes or 1
     ranks = launch.cpu_ranks or nodes * (launch.num_gpus or 1)
     files = ["--conf_dir", str(options.conf_dir.resolve())] if options.conf_dir is not None else []

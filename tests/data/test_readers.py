@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,6 +197,39 @@ def test_flipped_bytes_never_raise(tmp_path: Path, name: str, data: st.DataObjec
     except UserError as error:  # a Parquet column whose name was hit
         if "--json-key" not in str(error):
             raise
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz", "c.jsonl.zst"])
+@pytest.mark.parametrize("block_bytes", [977, 1 << 16])
+def test_a_line_without_end_is_broken_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block_bytes: int
+) -> None:
+    monkeypatch.setattr(readers, "_LONGEST_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(readers, "_BLOCK_BYTES", block_bytes)
+    path = tmp_path / name
+    WRITERS[name](path, ["one", "x" * (3 << 20), "three", "y" * (2 << 20)])
+    records = list(read_documents([path]))
+    broken = [Broken(f"{path}:{line}", "is a line of more than 1 MiB") for line in (2, 4)]
+    assert records == [Document("one", f"{path}:1"), broken[0], Document("three", f"{path}:3"), broken[1]]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl.gz", "c.jsonl.zst"])
+def test_a_bomb_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of 100 MB of zeros in one line, no more than a line may have is held, and the slice after it."""
+    monkeypatch.setattr(readers, "_LONGEST_LINE_BYTES", 1 << 20)
+    path = tmp_path / name
+    zeros = b"0" * (100 << 20)
+    path.write_bytes(gzip.compress(zeros, 1) if name.endswith("gz") else zstandard.compress(zeros))
+    assert path.stat().st_size < 1 << 20
+    del zeros
+    tracemalloc.start()
+    try:
+        [record] = read_documents([path])
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert record == Broken(f"{path}:1", "is a line of more than 1 MiB")
+    assert peak_bytes < 70 << 20
 
 
 def test_parquet_rows_without_text_are_broken(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_bytes_are_those_of_megatron_cores_writer(
 def test_positions_beyond_2_to_the_31_are_right(tmp_path: Path) -> None:
     """Only the index is looked at: three documents of 1.5 billion tokens of four bytes."""
     writer = TokenFileWriter(tmp_path / "p", 100_000)
-    writer._lengths.extend([1_500_000_000] * 3)
+    writer._lengths, writer.documents = [np.full(3, 1_500_000_000, dtype=np.int32)], 3
     index = b"".join(writer._index_parts())
     assert struct.unpack_from("<3q", index, 34 + 3 * 4) == (0, 6_000_000_000, 12_000_000_000)
 

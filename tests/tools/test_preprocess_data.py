@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -104,6 +105,8 @@ def test_ids_on_disk_are_those_of_sentencepiece(tmp_path: Path, model: Path) -> 
     assert sidecar.text_bytes == sum(len(text.encode()) for text in texts)
     assert sidecar.tokenizer.eod_id == 2
     assert sidecar.tokenizer.eod_appended
+    assert sidecar.engine.startswith("gigatoken ")
+    assert (sidecar.checked_documents > 0, sidecar.reference_documents) == (True, 0)
 
 
 def test_ids_on_disk_are_those_of_llama_2(tmp_path: Path) -> None:
@@ -283,6 +286,154 @@ def test_being_stopped_leaves_no_partial_files(
     assert process.returncode == status, shown
     assert b"Traceback" not in shown
     assert files_of(tmp_path / "out") == {}
+
+
+def write_files(folder: Path, count: int) -> Path:
+    """So many files of JSON lines, of each kind; each is a part at least."""
+    folder.mkdir()
+    texts = [*python_texts(), *latex_texts()]
+    for number in range(count):
+        lines = write_lines(folder / f"{number:02}.jsonl", texts[number % 7 :: 3])
+        if number % 3:
+            kind = ("gz", "zst")[number % 3 - 1]
+            content = (
+                gzip.compress(lines.read_bytes()) if kind == "gz" else zstandard.compress(lines.read_bytes())
+            )
+            (folder / f"{number:02}.jsonl.{kind}").write_bytes(content)
+            lines.unlink()
+    return folder
+
+
+def parts_of(out: Path) -> list[Path]:
+    return sorted((out / "p_text_document.parts").glob("*-*.json"))
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, model: Path) -> None:
+    """Killed at random moments until it is through: the same bytes as of a run in one piece."""
+    source = write_files(tmp_path / "in", 15)
+    succeed(arguments(model, tmp_path / "whole" / "p", source))
+    out = tmp_path / "out"
+    command = arguments(model, out / "p", source, workers=2)
+    generator = random.Random(7)
+    kept = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+        while process.poll() is None and len(parts_of(out)) < kept + 2:
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 0.2))
+        process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
+        process.communicate(timeout=240)
+        end_of(process)
+        if process.returncode == 0:
+            break
+        kept = len(parts_of(out))
+    else:
+        succeed(command)
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert not (out / "p_text_document.parts").exists()
+
+
+def interrupted(command: list[str], out: Path, parts: int) -> list[Path]:
+    """Run until so many parts are done, and kill it; returns the parts."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and len(parts_of(out)) < parts:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    end_of(process)
+    assert process.returncode == -signal.SIGKILL
+    return parts_of(out)
+
+
+@pytest.mark.parametrize("changed", ["nothing", "a file", "the settings", "a part"])
+def test_parts_are_kept_as_long_as_their_text_and_settings_are(
+    tmp_path: Path, model: Path, changed: str
+) -> None:
+    """A part that was kept is known by a mark: another id in its place."""
+    source, out = write_files(tmp_path / "in", 40), tmp_path / "out"
+    command = arguments(model, out / "p", source, workers=1)
+    parts = interrupted(command, out, 1)
+    for part in parts:
+        ids = part.with_suffix(".bin")
+        ids.write_bytes(b"\x07\x00" * (ids.stat().st_size // 2))
+    if changed == "a file":
+        for path in source.iterdir():
+            os.utime(path, ns=(1, 1))
+    elif changed == "the settings":
+        command += ["--eod-token", "<s>"]
+    elif changed == "a part":
+        for part in parts:
+            with open(part.with_suffix(".bin"), "r+b") as file:
+                file.truncate(2)
+    succeed(command)
+    marked = sum(set(ids) == {7} for ids in ids_on_disk(out / "p_text_document"))
+    assert (marked > 0) == (changed == "nothing")
+
+
+def test_a_line_of_ten_million_bytes_and_the_memory_of_workers(tmp_path: Path) -> None:
+    """Code with literal tokens, emoji, tabs and NUL; the kernel tells the most memory of every process."""
+    model = shared_folder() / "llama2_tokenizer.model"
+    piece = "\n".join([*latex_texts(), "a <s> b</s>\t\t\x00 \U0001f600 \u2581", *python_texts()])
+    texts = [piece * (10_000_000 // len(piece) + 1), "<s>", "\x00", "short"]
+    source = write_lines(tmp_path / "c.jsonl", texts)
+    command = arguments(model, tmp_path / "out", source, workers=1)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    peak_kib = 0
+    while process.poll() is None:
+        for child in [process.pid, *map(int, children.read_text().split())]:
+            with contextlib.suppress(OSError, StopIteration, ProcessLookupError):
+                status = Path(f"/proc/{child}/status").read_text().splitlines()
+                peak_kib = max(peak_kib, int(next(x for x in status if x.startswith("VmHWM")).split()[1]))
+        time.sleep(0.01)
+    assert process.wait(240) == 0
+    assert ids_on_disk(tmp_path / "out_text_document") == ids_of(model, texts, [2])
+    assert 0 < peak_kib * 1024 < 300_000_000
+
+
+def test_shares_fill_one_folder_and_the_last_puts_all_together(tmp_path: Path, model: Path) -> None:
+    """Side by side, as tasks of a SLURM array and as ranks; then with a share that was lost."""
+    source = write_files(tmp_path / "in", 9)
+    succeed(arguments(model, tmp_path / "whole" / "p", source))
+    out = tmp_path / "out"
+    command = [*arguments(model, out / "p", source), "--share", "auto"]
+    array = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_MAX": "6"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=dict(os.environ, **array, SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_STEP="1"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in (4, 5, 6)
+    ]
+    shown = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], shown
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert sum("the share that ends last" in text for text in shown) == 2
+
+    out = tmp_path / "again"
+    whole = arguments(model, out / "p", source)
+    shown_0 = succeed([*whole, "--share", "0/2"])
+    assert "share 0/2 (--share): " in shown_0
+    assert files_of(out) == {}
+    kept = {path: path.stat().st_mtime_ns for path in parts_of(out)}
+    assert kept
+    succeed(whole)  # in place of the share that was lost
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert "exists; pass --overwrite" in fail([*whole, "--share", "0/2"])
+
+
+def test_a_tokenizer_that_gigatoken_cannot_follow(tmp_path: Path) -> None:
+    model = train_sentencepiece(tmp_path, model_type="unigram")
+    source = write_lines(tmp_path / "c.jsonl", [*latex_texts(), ""])
+    shown = succeed(arguments(model, tmp_path / "out", source))
+    assert "note: tokenising with sentencepiece" in shown
+    assert "which is slower: it is not a BPE model" in shown
+    assert ids_on_disk(tmp_path / "out_text_document") == ids_of(model, [*latex_texts()], [2])
+    sidecar = TokenFile.open(tmp_path / "out_text_document").sidecar
+    assert sidecar is not None
+    assert (sidecar.checked_documents, sidecar.reference_documents) == (0, len(latex_texts()) + 1)
+    assert sidecar.engine.startswith("sentencepiece ")
 
 
 def test_a_worker_that_is_killed_ends_the_command(tmp_path: Path, model: Path) -> None:
