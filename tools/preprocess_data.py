@@ -14,6 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron.data.instructions import (
+    Conversation,
+    Form,
+    PromptAndAnswer,
+    read_template,
+    tokenize_instructions,
+)
 from megatron.data.readers import Corpus
 from megatron.data.shares import share_of
 from megatron.data.tokenize_corpus import TokenizerSpec, Wish, tokenize_corpus
@@ -38,8 +45,21 @@ def _parser() -> argparse.ArgumentParser:
         help=".jsonl, .jsonl.zst, .jsonl.gz, .parquet or text files, or folders of them",
     )  # fmt: skip
     text.add_argument(
-        "--json-key", "--jsonl-keys", default="text", metavar="KEY",
+        "--json-key", "--jsonl-keys", "--text-key", default="text", metavar="KEY",
         help="key or column that holds the text (default: text)",
+    )  # fmt: skip
+    text.add_argument(
+        "--prompt-key", metavar="KEY",
+        help="key of a prompt that comes before the text: only the text is learnt",
+    )  # fmt: skip
+    text.add_argument(
+        "--chat-key", metavar="KEY",
+        help="key of a list of messages with role and content, in place of a text: only what the assistant "
+        "says is learnt",
+    )  # fmt: skip
+    text.add_argument(
+        "--chat-template", type=Path, metavar="FILE",
+        help="Jinja template that writes the messages (default: headings such as ### User:)",
     )  # fmt: skip
     text.add_argument(
         "--text-suffixes", nargs="+", metavar="SUFFIX",
@@ -97,6 +117,21 @@ def output_of(prefix: Path, key: str) -> Path:
     return prefix.with_name(f"{prefix.name}_{key}_document")
 
 
+def _form(args: argparse.Namespace) -> Form | None:
+    """How examples with answers are written; None for plain documents."""
+    if args.chat_template is not None and args.chat_key is None:
+        raise UserError(
+            f"--chat-template {args.chat_template}: needs --chat-key KEY, the key of the messages"
+        )
+    if args.chat_key is not None:
+        if args.prompt_key is not None:
+            raise UserError(f"--chat-key {args.chat_key}: takes the place of --prompt-key; give one of them")
+        return Conversation(
+            args.chat_key, *([read_template(args.chat_template)] if args.chat_template else [])
+        )
+    return PromptAndAnswer(args.prompt_key, args.json_key) if args.prompt_key is not None else None
+
+
 @exit_on_user_error
 def main() -> None:
     """The command."""
@@ -125,7 +160,12 @@ def main() -> None:
             share=share_of(args.share, os.environ),
         )
         corpus = Corpus(args.input, args.json_key, args.text_suffixes)
-        tokenize_corpus(corpus, output_of(args.output_prefix, args.json_key), wish)
+        output = output_of(args.output_prefix, args.chat_key or args.json_key)
+        form = _form(args)
+        if form is None:
+            tokenize_corpus(corpus, output, wish)
+        else:
+            tokenize_instructions(corpus, output, form, wish)
     except KeyboardInterrupt:
         print(
             "\nstopped: what was there has not changed; "

@@ -15,6 +15,7 @@ Shapes: S tokens of a sequence.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -98,6 +99,24 @@ class _CachedGPTDataset(GPTDataset):
         )
         documents = np.arange(source.first_document, source.end_document, dtype=np.int32)
         super().__init__(IndexedDataset(prefix), prefix, documents, num_samples, Split.train, config)
+        self._learnt = self._of_the_mask()
+
+    def _of_the_mask(self) -> _CachedGPTDataset | None:
+        """This order over the loss mask, where the source has one: the same documents, cut alike."""
+        mask = self._source.loss_mask
+        if mask is None:
+            return None
+        other = copy.copy(self)
+        other.dataset = IndexedDataset(str(mask.prefix))
+        return other
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        item: dict[str, torch.Tensor] = super().__getitem__(index)
+        if self._learnt is not None:
+            learnt, _ = self._learnt._query_document_sample_shuffle_indices(index)
+            # The loss at a place is that of the token after it.
+            item["loss_mask"] = item["loss_mask"] * torch.from_numpy(learnt[1:].astype(np.float32))
+        return item
 
     @property
     def laid_out(self) -> dict[str, int]:

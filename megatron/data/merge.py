@@ -63,6 +63,11 @@ def _checked(files: Sequence[TokenFile], prefix: Path) -> list[Sidecar]:
                     f"{file.prefix}: has {what} {here}, and {files[0].prefix} {there}; one token file has "
                     "one of each: tokenise one of them again"
                 )
+        if file.sidecar.loss_mask:
+            wrong.append(
+                f"{file.prefix}: has a loss mask beside it; list it in train_data_paths by itself, or "
+                "tokenise all examples together"
+            )
         if not file.is_end_to_end():
             wrong.append(f"{file.prefix}: has gaps between its documents; tokenise it again")
     names = [file.prefix.resolve() for file in files]

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import orjson
 
@@ -46,6 +46,36 @@ class Broken:
 
     where: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A JSON object and the line it stands on."""
+
+    values: dict[str, Any]
+    where: str
+
+    def text(self, key: str) -> Document | Broken:
+        """The string at `key`."""
+        if key not in self.values:
+            has = ", ".join(sorted(self.values)[:8]) or "no keys"
+            return Broken(self.where, f"has no {key!r}; it has {has}")
+        text = self.values[key]
+        if not isinstance(text, str):
+            return Broken(self.where, f"{key!r} is not a string but a {type(text).__name__}")
+        return Document(text, self.where)
+
+
+def _parse(line: bytes, where: str) -> Fields | Broken:
+    if len(line) > _LONGEST_LINE_BYTES:
+        return Broken(where, _too_long())
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return Broken(where, f"is not JSON: {error.msg} at column {error.colno}")
+    if not isinstance(value, dict):
+        return Broken(where, f"is not a JSON object but a {type(value).__name__}")
+    return Fields(value, where)
 
 
 class Chunk(Protocol):
@@ -80,21 +110,15 @@ class JsonLines:
             return Broken(f"{self.file}:{number + _lines_before(self.file, self.start_byte)}", record.reason)
         return Document(record.text, f"{self.file}: line {number} from byte {self.start_byte} on")
 
+    def objects(self) -> Iterator[Fields | Broken]:
+        """The whole JSON object of each line."""
+        for number, line in enumerate(self.data.split(b"\n"), self.first_line):
+            if line and not line.isspace():
+                yield _parse(line, f"{self.file}:{number}")
+
     def _record(self, line: bytes, where: str) -> Document | Broken:
-        if len(line) > _LONGEST_LINE_BYTES:
-            return Broken(where, _too_long())
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            return Broken(where, f"is not JSON: {error.msg} at column {error.colno}")
-        if not isinstance(value, dict):
-            return Broken(where, f"is not a JSON object but a {type(value).__name__}")
-        if self.key not in value:
-            return Broken(where, f"has no {self.key!r}; it has {', '.join(sorted(value)[:8]) or 'no keys'}")
-        text = value[self.key]
-        if not isinstance(text, str):
-            return Broken(where, f"{self.key!r} is not a string but a {type(text).__name__}")
-        return Document(text, where)
+        found = _parse(line, where)
+        return found if isinstance(found, Broken) else found.text(self.key)
 
 
 @functools.lru_cache(maxsize=1)

@@ -36,6 +36,24 @@ class Source:
         return cls(name, file, 0, file.documents)
 
     @cached_property
+    def loss_mask(self) -> TokenFile | None:
+        """The token file that says which tokens are learnt, where not all are.
+
+        Raises:
+            UserError: it is missing, or is not of this file.
+        """
+        sidecar = self.file.sidecar
+        if sidecar is None or not sidecar.loss_mask:
+            return None
+        mask = TokenFile.open(self.file.prefix.with_name(sidecar.loss_mask))
+        if not np.array_equal(mask.lengths_D, self.file.lengths_D):
+            raise UserError(
+                f"{mask.prefix}: is the loss mask of {self.file.prefix}, but its documents have other "
+                "lengths; copy both again, or tokenise again"
+            )
+        return mask
+
+    @cached_property
     def tokens(self) -> int:
         """Tokens of these documents."""
         return int(self.file.lengths_D[self.first_document : self.end_document].sum(dtype=np.int64))

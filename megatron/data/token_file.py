@@ -85,6 +85,8 @@ class Provenance(BaseModel):
     empty_documents: int
     broken_lines: int
     sources: list[SourceRecord]
+    loss_mask: str = ""
+    """Name of the token file beside this one that has a 1 for each token in the loss, 0 for the others."""
     engine: str = ""
     checked_documents: int = 0
     reference_documents: int = 0

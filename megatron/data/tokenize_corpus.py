@@ -226,7 +226,7 @@ class _PartMaker:
         """
         broken = tuple(record for record in records if isinstance(record, Broken))
         if broken and not self._settings.skip_broken:
-            raise UserError(_stopped_at(broken))
+            raise UserError(stopped_at(broken))
         counts.broken_lines += len(broken)
         documents: list[npt.NDArray[Any]] = []
         text_bytes = 0
@@ -291,7 +291,7 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _stopped_at(broken: tuple[Broken, ...]) -> str:
+def stopped_at(broken: tuple[Broken, ...]) -> str:
     shown = "\n  ".join(f"{line.where}: {line.reason}" for line in broken[:_SHOWN_BROKEN_LINES])
     more = f"\n  and {len(broken) - _SHOWN_BROKEN_LINES} more" if len(broken) > _SHOWN_BROKEN_LINES else ""
     return (
@@ -526,7 +526,7 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
                 return None
             sidecar = found
     shutil.rmtree(parts_folder(prefix), ignore_errors=True)
-    _say_result(progress, prefix, sidecar)
+    say_result(progress, prefix, sidecar)
     return sidecar
 
 
@@ -558,7 +558,7 @@ def part_keys(plan: Plan, settings: Settings) -> Iterator[str]:
             yield entry.key
 
 
-def _say_result(progress: Progress, prefix: Path, sidecar: Sidecar) -> None:
+def say_result(progress: Progress, prefix: Path, sidecar: Sidecar) -> None:
     left_out = [
         f"{count:,} {what} left out"
         for count, what in (

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron.backend import Backend
+from megatron.core import parallel_state
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.neox_arguments.config import BatchShape, RunConfig
@@ -25,14 +26,34 @@ if TYPE_CHECKING:
     from megatron.data.loader import MicroBatch
 
 
-def _mean_loss(mask_BS: torch.Tensor, loss_BS: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The mean over counted tokens. The schedule divides its first value in place: the report is a copy."""
-    loss = (loss_BS.float() * mask_BS).sum() / mask_BS.sum().clamp(min=1)
+def _mean_loss(
+    mask_BS: torch.Tensor, counted: torch.Tensor, loss_BS: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The sum over the tokens in the loss by `counted` []. The schedule divides its first value in place: the
+    report is a copy.
+    """
+    loss = (loss_BS.float() * mask_BS).sum() / counted
     return loss, {"loss": loss.detach().clone()}
 
 
+def _counted_tokens(batches: Sequence[MicroBatch], backend: Backend, alone: bool) -> torch.Tensor:
+    """Tokens in the loss of an average micro-batch of all data parallel ranks, or of this rank `alone`; [],
+    float32.
+
+    With it the mean of the micro-batches' losses is the mean over all tokens in the loss, however they are
+    dealt to ranks and micro-batches; with a count of each its own, a sequence with few of them would weigh as
+    much as one with many.
+    """
+    counted = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum().to(backend.device)
+    ranks = 1
+    if not alone and backend.data_parallel_size > 1:
+        ranks = backend.data_parallel_size
+        dist.all_reduce(counted, group=parallel_state.get_data_parallel_group())
+    return counted.clamp(min=1) / (len(batches) * ranks)
+
+
 def _forward(
-    device: torch.device, micro_batches: Iterator[MicroBatch], model: torch.nn.Module
+    device: torch.device, counted: torch.Tensor, micro_batches: Iterator[MicroBatch], model: torch.nn.Module
 ) -> tuple[torch.Tensor, Any]:
     """Runs one micro-batch through this rank's layers, as megatron-core's schedules call it."""
     batch = next(micro_batches)
@@ -41,7 +62,7 @@ def _forward(
     positions_BS = torch.arange(tokens_BS.size(1), device=device).expand_as(tokens_BS)
     mask_BS = batch.loss_mask_BS.to(device, non_blocking=True)
     loss_BS = model(tokens_BS, positions_BS, None, labels=labels_BS)
-    return loss_BS, functools.partial(_mean_loss, mask_BS)
+    return loss_BS, functools.partial(_mean_loss, mask_BS, counted)
 
 
 def forward_backward(
@@ -53,15 +74,17 @@ def forward_backward(
     forward_only: bool,
     shape: BatchShape | None = None,
 ) -> torch.Tensor:
-    """Runs one global batch's micro-batches (or those of another `shape`) through the pipeline.
+    """Runs one global batch's micro-batches through the pipeline, or those of a `shape` of this rank's own.
 
     Returns their mean loss on the last pipeline stage, zero elsewhere; [], float64, this rank's data only.
     """
+    alone = shape is not None
     shape = shape or cfg.batch.batch_shape(backend.data_parallel_size)
     # Taken before the schedule runs, so that stages of a pipeline that read no data advance all the same.
     batches = list(itertools.islice(micro_batches, shape.accumulation))
+    counted = _counted_tokens(batches, backend, alone)
     reports = get_forward_backward_func()(
-        forward_step_func=functools.partial(_forward, backend.device),
+        forward_step_func=functools.partial(_forward, backend.device, counted),
         data_iterator=iter(batches),
         model=state.model,
         num_microbatches=shape.accumulation,

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions with answers, and conversations, to a token file and its loss mask: only answers are learnt.
+
+The text of an example is what a model will see: a prompt and its answer, or a conversation as a chat template
+writes it. Its ids are those of the whole text. The mask is 1 from the first id on that is not also an id of
+the prompt by itself, so that an id across the border counts as answer, and for the end of document after an
+answer. The mask is a token file like the other, with ids 0 and 1 and the same lengths, and the sidecar of the
+other names it: whoever trains on the one reads the other, with nothing to configure.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron.data.readers import Broken, Corpus, Fields, JsonLines, source_records
+from megatron.data.token_file import Provenance, Sidecar, TokenFileWriter
+from megatron.data.tokenize_corpus import Progress, Wish, say_result, stopped_at, tokenizer_record
+from megatron.neox_arguments.errors import UserError
+from megatron.tokenizer import Tokenizer
+
+MASK_SUFFIX = "_loss_mask"
+_SHOWN_BROKEN_LINES = 20
+# The mask's own vocabulary.
+_LEFT_OUT_OR_LEARNT = 2
+# Turns of a conversation are headed like this where no template is given; an answer ends with the document,
+# or before the next heading.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n"
+    "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an example, and whether it is learnt."""
+
+    text: str
+    is_answer: bool
+
+
+class Form(Protocol):
+    """How an example becomes pieces of text."""
+
+    def pieces(self, fields: Fields) -> list[Piece] | Broken:
+        """The pieces, to be laid end to end."""
+
+
+@dataclass(frozen=True)
+class PromptAndAnswer:
+    """Two keys of a line: what is asked, and what is learnt."""
+
+    prompt_key: str
+    answer_key: str
+
+    def pieces(self, fields: Fields) -> list[Piece] | Broken:
+        """Prompt, then answer, as they stand: a space or newline between them is part of one of them."""
+        prompt, answer = fields.text(self.prompt_key), fields.text(self.answer_key)
+        for found in (prompt, answer):
+            if isinstance(found, Broken):
+                return found
+        assert not isinstance(prompt, Broken)
+        assert not isinstance(answer, Broken)
+        return [Piece(prompt.text, False), Piece(answer.text, True)]
+
+
+def read_template(path: Path) -> str:
+    """The text of a chat template's file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--chat-template {path}: cannot be read ({reason}); correct the path") from None
+
+
+class Conversation:
+    """A key that holds `[{"role": "user", "content": …}, {"role": "assistant", …}, …]`."""
+
+    def __init__(self, key: str, template: str = PLAIN_TEMPLATE) -> None:
+        """`template` is a Jinja template as transformers renders it.
+
+        Raises:
+            UserError: it is not a template.
+        """
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self._key = key
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self._template_error: type[Exception] = jinja2.TemplateError
+        try:
+            self._template = environment.from_string(template)
+        except jinja2.TemplateError as error:
+            raise UserError(f"--chat-template: is not a Jinja template ({error}); correct it") from None
+
+    def pieces(self, fields: Fields) -> list[Piece] | Broken:
+        """What each assistant's turn adds to the text before it, as the template writes both."""
+        messages = fields.values.get(self._key)
+        if wrong := _wrong_with(messages):
+            return Broken(fields.where, f"{self._key!r} {wrong}")
+        assert isinstance(messages, list)
+        pieces: list[Piece] = []
+        text = ""
+        try:
+            for number, message in enumerate(messages):
+                if message["role"] != "assistant":
+                    continue
+                before = self._render(messages[:number], add_generation_prompt=True)
+                after = self._render(messages[: number + 1], add_generation_prompt=False)
+                if not (before.startswith(text) and after.startswith(before)):
+                    reason = f"message {number + 1} changes what the template writes before it"
+                    return Broken(fields.where, f"{self._key!r}: {reason}")
+                pieces += [Piece(before[len(text) :], False), Piece(after[len(before) :], True)]
+                text = after
+        except self._template_error as error:
+            return Broken(fields.where, f"{self._key!r}: the template refuses it ({error})")
+        return pieces
+
+    def _render(self, messages: Sequence[Any], add_generation_prompt: bool) -> str:
+        return str(self._template.render(messages=messages, add_generation_prompt=add_generation_prompt))
+
+
+def _wrong_with(messages: Any) -> str | None:
+    """What keeps `messages` from being a conversation with an answer in it."""
+    if not isinstance(messages, list):
+        return f"is not a list of messages but a {type(messages).__name__}"
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            return f"has no role and content in message {number}"
+    if not any(message["role"] == "assistant" for message in messages):
+        return "has no message of the role assistant"
+    return None
+
+
+def encode_pieces(
+    tokenizer: Tokenizer, pieces: Sequence[Piece]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The ids of the whole text, and for each whether it is learnt; [tokens], both."""
+    whole = np.asarray(tokenizer.encode("".join(piece.text for piece in pieces)), dtype=np.int64)
+    mask = np.zeros(len(whole), dtype=np.int64)
+    text, begin = "", 0
+    for number, piece in enumerate(pieces):
+        text += piece.text
+        # The last piece ends where the text does.
+        end = len(whole) if number == len(pieces) - 1 else _common(tokenizer.encode(text), whole)
+        mask[begin:end] = piece.is_answer
+        begin = max(begin, end)
+    return whole, mask
+
+
+def _common(ids: Sequence[int], whole: npt.NDArray[np.int64]) -> int:
+    """How many ids both begin with."""
+    length = min(len(ids), len(whole))
+    differs = np.flatnonzero(np.asarray(ids[:length], dtype=np.int64) != whole[:length])
+    return int(differs[0]) if len(differs) else length
+
+
+def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) -> Sidecar:
+    """Tokenise the examples of `corpus` into the token file `prefix` and its mask; returns the sidecar.
+
+    One process does it: instruction data is small. Errors: as `tokenize_corpus`, and a corpus that is not all
+    JSON lines. An example without an answer's id counts as empty."""
+    if wish.share.count > 1:
+        raise UserError(
+            f"--share {wish.share}: examples with answers are tokenised by one process; leave it out"
+        )
+    tokenizer = wish.spec.build()
+    progress = Progress(corpus.total_bytes, wish.log_interval_seconds)
+    mask_prefix = prefix.with_name(prefix.name + MASK_SUFFIX)
+    counts = {"text_bytes": 0, "empty_documents": 0, "broken_lines": 0}
+    with (
+        TokenFileWriter(prefix, tokenizer.vocab_size, wish.overwrite) as writer,
+        TokenFileWriter(mask_prefix, _LEFT_OUT_OR_LEARNT, wish.overwrite) as mask_writer,
+    ):
+        for pieces in _examples(corpus, form, wish, counts):
+            ids, mask = encode_pieces(tokenizer, pieces)
+            if not mask.any():
+                counts["empty_documents"] += 1
+                continue
+            if wish.append_eod:
+                ids, mask = np.append(ids, tokenizer.eod_id), np.append(mask, pieces[-1].is_answer)
+            counts["text_bytes"] += sum(len(piece.text.encode()) for piece in pieces)
+            writer.add_document(ids)
+            mask_writer.add_document(mask)
+            progress.show(corpus.read_bytes, counts["text_bytes"], writer.documents, writer.tokens)
+        if not writer.documents:
+            raise UserError(
+                f"{prefix}: no example has an answer, so there is nothing to write; check --input"
+            )
+        sources = source_records([(found, found.sha256()) for found in corpus.inputs])
+        record = tokenizer_record(tokenizer, wish.append_eod)
+        # The mask first: a token file never names one that is not there.
+        mask_writer.finalize(Provenance(tokenizer=record, sources=sources, **counts))
+        sidecar = writer.finalize(
+            Provenance(tokenizer=record, sources=sources, loss_mask=mask_prefix.name, **counts)
+        )
+    say_result(progress, prefix, sidecar)
+    return sidecar
+
+
+def _examples(corpus: Corpus, form: Form, wish: Wish, counts: dict[str, int]) -> Iterator[list[Piece]]:
+    for chunk in corpus.chunks():
+        if not isinstance(chunk, JsonLines):
+            raise UserError("--input: examples with answers are read from .jsonl, .jsonl.gz or .jsonl.zst")
+        for fields in chunk.objects():
+            found = fields if isinstance(fields, Broken) else form.pieces(fields)
+            if not isinstance(found, Broken):
+                yield found
+                continue
+            if not wish.skip_broken:
+                raise UserError(stopped_at((found,)))
+            counts["broken_lines"] += 1
+            if counts["broken_lines"] <= _SHOWN_BROKEN_LINES:
+                print(f"skipped: {found.where}: {found.reason}", file=sys.stderr)

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples with answers: which ids are learnt, and that training reads the mask beside the right tokens."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron.data.instructions import (
+    MASK_SUFFIX,
+    PLAIN_TEMPLATE,
+    Conversation,
+    Form,
+    Piece,
+    PromptAndAnswer,
+    encode_pieces,
+    tokenize_instructions,
+)
+from megatron.data.readers import Broken, Corpus, Fields
+from megatron.data.token_file import TokenFile
+from megatron.data.tokenize_corpus import TokenizerSpec, Wish
+from megatron.neox_arguments.errors import UserError
+from tests.data.corpora import train_sentencepiece
+from tests.runs import run
+
+
+def sentencepiece_model(folder: Path) -> Path:
+    path = folder / "tokenizer.model"
+    return path if path.exists() else train_sentencepiece(folder, vocab_size=500)
+
+
+class Characters:
+    """A tokenizer whose ids are pairs of characters, so that borders fall inside ids."""
+
+    def encode(self, text: str) -> list[int]:
+        return [hash(text[i : i + 2]) % 1000 for i in range(0, len(text), 2)]
+
+
+def learnt(pieces: list[Piece]) -> str:
+    """The text that is learnt, by pairs of characters."""
+    text = "".join(piece.text for piece in pieces)
+    ids, mask = encode_pieces(Characters(), pieces)  # type: ignore[arg-type]
+    assert len(ids) == len(mask) == (len(text) + 1) // 2
+    return "".join(text[2 * i : 2 * i + 2] for i in range(len(ids)) if mask[i])
+
+
+def test_an_id_across_the_border_is_learnt() -> None:
+    assert learnt([Piece("abcd", False), Piece("efgh", True)]) == "efgh"
+    assert learnt([Piece("abc", False), Piece("defgh", True)]) == "cdefgh"
+    assert learnt([Piece("", False), Piece("ab", True)]) == "ab"
+    assert learnt([Piece("ab", False), Piece("", True)]) == ""
+    turns = [Piece("ab", False), Piece("cd", True), Piece("ef", False), Piece("gh", True)]
+    assert learnt(turns) == "cdgh"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=6), st.booleans()), max_size=6))
+def test_answers_are_always_learnt_and_masks_fit(drawn: list[tuple[str, bool]]) -> None:
+    pieces = [Piece(text, is_answer) for text, is_answer in drawn]
+    ids, mask = encode_pieces(Characters(), pieces)  # type: ignore[arg-type]
+    assert ids.tolist() == Characters().encode("".join(text for text, _ in drawn))
+    if all(is_answer for _, is_answer in drawn):
+        assert mask.all()
+    if not any(is_answer for _, is_answer in drawn):
+        assert not mask.any()
+
+
+def test_conversations_are_written_as_transformers_writes_them() -> None:
+    """The template's text is that of transformers, for the whole and for what comes before each answer."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "thanks"},
+    ]
+    pieces = Conversation("m").pieces(Fields({"m": messages}, "f:1"))
+    assert not isinstance(pieces, Broken)
+    [[whole], _] = render_jinja_template([messages[:5]], chat_template=PLAIN_TEMPLATE)
+    assert "".join(piece.text for piece in pieces) == whole
+    [[before], _] = render_jinja_template(
+        [messages[:2]], chat_template=PLAIN_TEMPLATE, add_generation_prompt=True
+    )
+    assert pieces[0].text == before
+    assert [piece.text for piece in pieces if piece.is_answer] == ["2\n\n", "4\n\n"]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("hello", "is not a list of messages but a str"),
+        ([{"role": "user"}], "has no role and content in message 1"),
+        ([{"role": "user", "content": "x"}], "has no message of the role assistant"),
+        (None, "is not a list of messages but a NoneType"),
+    ],
+)
+def test_what_is_no_conversation_is_told(value: Any, reason: str) -> None:
+    found = Conversation("m").pieces(Fields({"m": value}, "f:3"))
+    assert isinstance(found, Broken)
+    assert found.where == "f:3"
+    assert reason in found.reason
+
+
+def test_a_template_that_rewrites_the_past_is_refused() -> None:
+    fickle = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    found = Conversation("m", fickle).pieces(Fields({"m": messages}, "f:1"))
+    assert isinstance(found, Broken)
+    assert "changes what the template writes before it" in found.reason
+    with pytest.raises(UserError, match="--chat-template"):
+        Conversation("m", "{% for %}")
+
+
+EXAMPLES = [{"q": f"What is {n} + {n}?\n", "a": f"It is {2 * n}."} for n in range(40)]
+
+
+def tokenised(folder: Path, form: Form, lines: list[Any], **changes: Any) -> Path:
+    (folder / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    spec = TokenizerSpec("SPMTokenizer", sentencepiece_model(folder))
+    wish = Wish(spec, **{"append_eod": True, **changes})
+    tokenize_instructions(Corpus([folder / "x.jsonl"]), folder / "out", form, wish)
+    return folder / "out"
+
+
+def test_ids_are_sentencepieces_and_the_mask_covers_the_answer(tmp_path: Path) -> None:
+    import sentencepiece
+
+    prefix = tokenised(tmp_path, PromptAndAnswer("q", "a"), EXAMPLES)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model(tmp_path)))
+    file, mask = TokenFile.open(prefix), TokenFile.open(Path(f"{prefix}{MASK_SUFFIX}"))
+    assert file.sidecar is not None
+    assert file.sidecar.loss_mask == mask.prefix.name
+    for number, example in enumerate(EXAMPLES):
+        ids, kept = file.document(number).tolist(), mask.document(number).tolist()
+        assert ids == [*library.encode(example["q"] + example["a"]), library.eos_id()]
+        assert example["a"].strip() in library.decode([i for i, keep in zip(ids, kept, strict=True) if keep])
+        assert not any(kept[: len(library.encode(example["q"])) - 1])
+        assert kept[-1] == 1
+
+
+def test_examples_without_an_answer_and_broken_ones_are_counted(tmp_path: Path) -> None:
+    lines = [EXAMPLES[0], {"q": "only"}, {"q": "x", "a": ""}, {"q": 3, "a": "x"}]
+    with pytest.raises(UserError, match="has no 'a'"):
+        tokenised(tmp_path, PromptAndAnswer("q", "a"), lines)
+    assert not (tmp_path / "out.bin").exists()
+    prefix = tokenised(tmp_path, PromptAndAnswer("q", "a"), lines, skip_broken=True)
+    sidecar = TokenFile.open(prefix).sidecar
+    assert sidecar is not None
+    assert (sidecar.documents, sidecar.empty_documents, sidecar.broken_lines) == (1, 1, 2)
+
+
+def test_the_tool_refuses_what_does_not_go_together(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"q": "a", "a": "b"}\n')
+    common = [
+        "tools/preprocess_data.py", "--input", tmp_path / "x.jsonl", "--output-prefix", tmp_path / "p",
+        "--tokenizer-type", "SPMTokenizer", "--vocab-file", sentencepiece_model(tmp_path), "--append-eod",
+    ]  # fmt: skip
+    for more, named in (
+        (["--chat-key", "m", "--prompt-key", "q"], "--chat-key m"),
+        (["--chat-template", "t.jinja"], "--chat-template t.jinja"),
+        (["--chat-key", "m", "--chat-template", tmp_path / "no.jinja"], "no.jinja"),
+        (["--prompt-key", "q", "--share", "0/2"], "--share"),
+    ):
+        done = run(tmp_path, *common, *more)
+        assert done.status == 2, done.err
+        assert named in done.err
+        assert "Traceback" not in done.err
+
+
+def test_a_mask_of_other_data_is_refused(tmp_path: Path) -> None:
+    from megatron.data.sources import Source
+
+    prefix = tokenised(tmp_path, PromptAndAnswer("q", "a"), EXAMPLES)
+    other = tmp_path / "other"
+    other.mkdir()
+    wrong = tokenised(other, PromptAndAnswer("q", "a"), EXAMPLES[:3])
+    assert Source.whole("x", TokenFile.open(prefix)).loss_mask is not None
+    for suffix in (".bin", ".idx", ".json"):
+        Path(f"{wrong}{MASK_SUFFIX}{suffix}").replace(f"{prefix}{MASK_SUFFIX}{suffix}")
+    with pytest.raises(UserError, match="other lengths"):
+        _ = Source.whole("x", TokenFile.open(prefix)).loss_mask
+    for suffix in (".bin", ".idx", ".json"):
+        Path(f"{prefix}{MASK_SUFFIX}{suffix}").unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        _ = Source.whole("x", TokenFile.open(prefix)).loss_mask
+
+
+def test_sequences_carry_the_mask_of_their_tokens(tmp_path: Path) -> None:
+    """Every sequence, against the mask looked up by the text around it."""
+    from megatron.data.index_cache import IndexCache, Peers
+    from megatron.data.mcore_datasets import Packing, SequenceOrder
+    from megatron.data.sources import Source
+
+    prefix = tokenised(tmp_path, PromptAndAnswer("q", "a"), EXAMPLES)
+    file = TokenFile.open(prefix)
+    mask = TokenFile.open(Path(f"{prefix}{MASK_SUFFIX}"))
+    ids = [file.document(n).tolist() for n in range(file.documents)]
+    kept = [mask.document(n).tolist() for n in range(file.documents)]
+    source = Source.whole("x", file)
+    length = 64
+    assert file.sidecar is not None
+    packing = Packing(length, 1234, file.sidecar.tokenizer.vocab_size, file.sidecar.tokenizer.eod_id, False)
+    order = SequenceOrder([source], [1.0], source.sequences(length), packing, IndexCache(None, Peers()))
+    # A document is found again by its ids: all of them differ.
+    pairs = {tuple(i): k for i, k in zip(ids, kept, strict=True)}
+    checked = 0
+    for position in range(len(order)):
+        sample = order[position]
+        tokens = [*sample.tokens_S.tolist(), int(sample.labels_S[-1])]
+        ends = [i for i, token in enumerate(tokens) if token == packing.eod_id]
+        for begin, end in itertools.pairwise(ends):
+            expected = pairs[tuple(tokens[begin + 1 : end + 1])]
+            assert sample.loss_mask_S[begin:end].tolist() == [float(k) for k in expected]
+            checked += 1
+    assert checked > 10
+    assert np.isin(order[0].loss_mask_S.numpy(), (0, 1)).all()
