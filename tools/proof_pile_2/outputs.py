@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ import zstandard
 
 from megatron.neox_arguments.errors import UserError
 from tools.proof_pile_2.reports import Report, write_json
+from tools.proof_pile_2.shards import StageShard
 
 REPORTS = "reports"
 SUFFIX = ".jsonl.zst"
@@ -184,3 +185,13 @@ def locked(folder: Path) -> Iterator[None]:
                 f"--output {folder}: another run is writing it; wait for it, or choose another"
             ) from None
         yield
+
+
+def stage_shards(folder: Path, route: str, names: Iterable[str]) -> Iterator[StageShard]:
+    """What a finished stage wrote into one route, as shards of the same names; a shard without a document
+    there is left out."""
+    for name in names:
+        value = orjson.loads(report_path(folder, name).read_bytes())
+        if route in value["outputs"]:
+            output = value["outputs"][route]
+            yield StageShard(name, output_path(folder, route, name), output["sha256"], output["bytes"])

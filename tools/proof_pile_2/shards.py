@@ -446,3 +446,21 @@ def _parquet_shards(path: Path, size: int, options: ReadOptions, prefix: str, nu
             first, pending, number = index + 1, 0, number + 1
     if not group_bytes:
         yield ParquetShard(f"{prefix}{number:05}", path, 0, 0, options, size)
+
+
+@dataclass(frozen=True)
+class StageShard:
+    """What a stage wrote into one route of one shard: the input of the next stage, known by its hash."""
+
+    name: str
+    file: Path
+    sha256: str
+    size_bytes: int
+
+    def identity(self) -> object:
+        """The hash of the file."""
+        return ["stage", self.sha256]
+
+    def read(self) -> Iterator[Document | Broken]:
+        """The documents."""
+        return JsonLinesShard(self.name, self.file, ".jsonl.zst", ReadOptions(), self.size_bytes).read()
