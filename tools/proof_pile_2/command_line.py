@@ -46,23 +46,35 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     group.add_argument(
-        "--workers", type=at_least_one, default=len(os.sched_getaffinity(0)), metavar="N",
+        "--workers",
+        type=at_least_one,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
         help="processes, each with a shard of its own (default: the cores of this machine)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--overwrite", action="store_true",
+        "--overwrite",
+        action="store_true",
         help="make anew what was made with other options or inputs; without it, that is refused",
-    )  # fmt: skip
-    group.add_argument("--log-interval", type=float, default=5.0, metavar="SECONDS",
-                       help="between two lines of progress (default: 5)")  # fmt: skip
+    )
+    group.add_argument(
+        "--log-interval",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="between two lines of progress (default: 5)",
+    )
 
 
-def add_limit_options(parser: argparse.ArgumentParser) -> None:
+def add_limit_options(parser: argparse._ActionsContainer) -> None:
     """What a single record or archive may take."""
     parser.add_argument(
-        "--max-record-bytes", type=at_least_one, default=Limits().max_record_bytes, metavar="BYTES",
+        "--max-record-bytes",
+        type=at_least_one,
+        default=Limits().max_record_bytes,
+        metavar="BYTES",
         help="a line, row or file that is larger is counted as broken (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
