@@ -69,6 +69,18 @@ class OneRoute:
         return self.name
 
 
+@dataclass(frozen=True)
+class OwnRoute:
+    """Each document names its own."""
+
+    routes: tuple[str, ...]
+    version: str = "1"
+
+    def __call__(self, document: Document) -> str:
+        """The document's."""
+        return document.route
+
+
 class Omissions(Protocol):
     """Documents that an earlier pass over the same shards found to be left out, by their number in the
     shard (the first document read is 0; what is broken has no number). Picklable."""

@@ -51,6 +51,8 @@ class ReadOptions:
     as_files: bool = False
     meta: tuple[tuple[str, str], ...] = ()
     """Entries added to `meta` of every document, such as ("lang", "coq")."""
+    raw_lines: bool = False
+    """The text of a JSON line is the line itself, for steps that read it."""
     cut_bytes: int = 128 << 20
     """A shard of plain JSON lines or Parquet rows has about so many bytes of input."""
     files_bytes: int = 32 << 20
@@ -178,6 +180,11 @@ def cut_lines(blocks: Iterable[bytes], limit_bytes: int) -> Iterator[tuple[bytes
 
 def document_of_line(line: bytes, where: str, options: ReadOptions) -> Document | Broken:
     """The document of one JSON line: its text, and all other keys as `meta`, that of "meta" spread out."""
+    if options.raw_lines:
+        try:
+            return Document(line.decode("utf-8-sig"), dict(options.meta))
+        except UnicodeDecodeError:
+            return Broken(where, "is not UTF-8 text")
     try:
         value = orjson.loads(line.removeprefix(_UTF8_BOM))
     except (orjson.JSONDecodeError, RecursionError) as error:

@@ -20,6 +20,7 @@ from tools.proof_pile_2.command_line import (
     add_recipe,
     at_least_one,
     limits_of,
+    say_result,
     share,
 )
 from tools.proof_pile_2.places import place_of
@@ -146,11 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         log_interval_seconds=arguments.log_interval,
     )
-    read, written = report.total("read"), report.total("written")
-    print(
-        f"{arguments.output}: {read.documents:,} documents in, {written.documents:,} out "
-        f"({written.text_bytes / 1e6:,.1f} MB), {sum(report.broken.values()):,} broken; see report.md"
-    )
+    say_result(arguments.output, report)
 
 
 def _sources(arguments: argparse.Namespace) -> dict[str, Sources]:

@@ -51,9 +51,11 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def shard(*urls: Path | str, **options: int) -> RepositoriesShard:
+def shard(*urls: Path | str, max_repository_bytes: int = 1 << 30) -> RepositoriesShard:
     read = ReadOptions(meta=(("lang", "lean"),), limits=Limits(max_record_bytes=1000))
-    return RepositoriesShard("lean-00000", tuple(map(str, urls)), (".lean",), read, **options)
+    return RepositoriesShard(
+        "lean-00000", tuple(map(str, urls)), (".lean",), read, max_repository_bytes=max_repository_bytes
+    )
 
 
 def test_the_newest_commit_before_the_day(repository: Path) -> None:

@@ -95,7 +95,9 @@ def test_an_empty_notebook_is_dropped() -> None:
 KEYS = st.sampled_from(
     ["cell_type", "source", "outputs", "output_type", "data", "text", "text/plain", "level"]
 )
-LEAVES = st.sampled_from(["code", "markdown", "heading", "raw", "stream", "error", None, 1, True, [1], {}])
+LEAVES: st.SearchStrategy[Any] = st.sampled_from(
+    ["code", "markdown", "heading", "raw", "stream", "error", None, 1, True, [1], {}]
+)
 CELLS = st.dictionaries(KEYS, LEAVES | st.lists(st.dictionaries(KEYS, LEAVES, max_size=3), max_size=2))
 
 
