@@ -38,7 +38,7 @@ class Limits:
     """One line, row or file. The largest notebooks of the Stack have some tens of megabytes."""
     max_expansion: int = 300
     """Decompressed bytes for each compressed one, from `expansion_free_bytes` on. Text has 3 to 30."""
-    expansion_free_bytes: int = 256 << 20
+    expansion_free_bytes: int = 32 << 20
 
 
 @dataclass(frozen=True)
