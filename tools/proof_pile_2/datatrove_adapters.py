@@ -26,7 +26,7 @@ from tools.proof_pile_2.run import Stage, enter, make_shard
 from tools.proof_pile_2.shards import Shard
 
 
-class StageBlock(PipelineStep):  # type: ignore[misc]
+class StageBlock(PipelineStep):
     """A stage: task `rank` of `world_size` makes every shard whose number has this remainder. What is
     finished is kept, as with `run_stage`; a folder of another stage is refused."""
 
@@ -53,7 +53,7 @@ class StageBlock(PipelineStep):  # type: ignore[misc]
         yield from ()
 
 
-class ShardReader(PipelineStep):  # type: ignore[misc]
+class ShardReader(PipelineStep):
     """Our shards as a reader; what is broken is counted."""
 
     name = "shards"
@@ -75,7 +75,7 @@ class ShardReader(PipelineStep):  # type: ignore[misc]
                     yield DatatroveDocument(item.text, f"{shard.name}/{number}", metadata=dict(item.meta))
 
 
-class StepBlock(PipelineStep):  # type: ignore[misc]
+class StepBlock(PipelineStep):
     """One step; dropped documents are counted by their rules."""
 
     type = "proof_pile_2"

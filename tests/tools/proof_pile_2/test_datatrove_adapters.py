@@ -34,7 +34,8 @@ if __name__ == "__main__":
     blocks = {
         "stage": [StageBlock(stage(), plan, out)],
         "steps": [
-            ShardReader(plan), StepBlock(AtLeast(8)), StepBlock(Halves()), JsonlWriter(str(out), compression=None)
+            ShardReader(plan), StepBlock(AtLeast(8)), StepBlock(Halves()),
+            JsonlWriter(str(out), compression=None),
         ],
     }
     LocalPipelineExecutor(blocks[sys.argv[3]], tasks=3, workers=2, logging_dir=str(out) + "-logs").run()

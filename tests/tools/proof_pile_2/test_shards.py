@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[3]
 in_one_folder = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
 TEXTS = ["first", "", "naïve ∫\u2028dx\n", "\x00", "a" * 500]
 
 
@@ -63,7 +64,7 @@ def test_every_document_is_read_once_however_it_is_cut(tmp_path: Path, name: str
         table = pyarrow.table({"text": TEXTS, "meta": [json.dumps({"n": n}) for n in range(len(TEXTS))]})
         pyarrow.parquet.write_table(table, path, row_group_size=1)
     else:
-        compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, lambda data: data)
+        compress = COMPRESS.get(path.suffix, bytes)
         path.write_bytes(compress(data))
     assert read(path, cut_bytes=cut_bytes) == [Document(text, {"n": n}) for n, text in enumerate(TEXTS)]
 
@@ -76,7 +77,8 @@ def test_lines_are_cut_alike_for_any_blocks(
     lines: list[bytes], sizes: list[int], limit: int, ends: bool
 ) -> None:
     data = b"\n".join(lines) + (b"\n" if ends and lines else b"")
-    blocks, place = [], 0
+    blocks: list[bytes] = []
+    place = 0
     while place < len(data):
         size = sizes[len(blocks) % len(sizes)]
         blocks.append(data[place : place + size])
@@ -113,7 +115,7 @@ def test_damaged_and_cut_files_raise_nothing(
     if kind == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), path)
     else:
-        compress = {".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.compress}.get(kind, lambda data: data)
+        compress = COMPRESS.get(path.suffix, bytes)
         path.write_bytes(compress(as_lines(TEXTS)))
     data = bytearray(path.read_bytes())
     for place, value in places:
