@@ -6,8 +6,11 @@ Lean: a document is what lean-training-data prints for one module, a file or a J
 Isabelle: a document is one lemma or theorem, `[STATEMENT]` and then `[PROOF STATE]` and `[PROOF STEP]` by
 turns. The extractor's output is JSON, a file or line for each theory or theorem, in either of two forms:
 
-    {"statement": "lemma a: …", "steps": [{"state": "…", "step": "…"}, …]} {"translations": [["state",
-    "step"], …]}    as PISA writes a theory; a step that states a theorem begins it"""
+    {"statement": "lemma a: …", "steps": [{"state": "…", "step": "…"}, …]}
+
+    {"translations": [["state", "step"], …]}
+
+The second is how PISA writes a theory: a step that states a lemma or theorem begins it."""
 
 from __future__ import annotations
 
