@@ -167,3 +167,11 @@ def test_it_is_started_by_path_and_as_a_module() -> None:
         done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, env=environment, timeout=60,
                               capture_output=True, text=True, check=True)  # fmt: skip
         assert "algebraic-stack" in done.stdout
+
+
+def test_no_recipe_imports_torch() -> None:
+    program = "import sys, tools.proof_pile_2.__main__ as m; m.parser(); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout == "False\n", done.stderr
