@@ -233,10 +233,11 @@ def _markdown_lines(title: str, report: Report, steps: list[str]) -> Iterator[st
     yield (
         f"{read.documents:,} documents ({read.text_bytes:,} bytes) in, {written.documents:,} "
         f"({written.text_bytes:,} bytes) out, {sum(report.broken.values()):,} broken, {report.shards:,} "
-        "shards.\n"
+        f"shard{'' if report.shards == 1 else 's'}.\n"
     )
     yield from _table("Read, by language", "", {"documents": report.read.get("documents", {})})
     yield from _table("Written", "Route", report.written)
+    steps = [step for step in steps if step in report.into]
     if steps:
         yield "## Steps\n"
         yield "| Step | Documents in | Bytes in | Documents out | Bytes out |\n|---|---|---|---|---|"
