@@ -115,6 +115,18 @@ class Fails:
         return document
 
 
+@dataclass(frozen=True)
+class Slow:
+    """Takes a tenth of a second for each document."""
+
+    name: str = "slow"
+    version: str = "1"
+
+    def __call__(self, document: Document) -> Document:
+        time.sleep(0.1)
+        return document
+
+
 def stage(words: int = 8, **options: Any) -> Stage:
     """A stage that drops short texts."""
     return Stage("Test", (AtLeast(words),), options)

@@ -155,8 +155,8 @@ PROGRAM = (
     f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     + """
 from pathlib import Path
-from tests.tools.proof_pile_2.corpora import stage
-from tools.proof_pile_2.pipeline import ReadOptions, plan_shards, run_stage
+from tests.tools.proof_pile_2.corpora import Slow, stage
+from tools.proof_pile_2.pipeline import ReadOptions, Stage, plan_shards, run_stage
 if __name__ == "__main__":
     paths = sorted(Path(sys.argv[1]).iterdir())
     run_stage(stage(), lambda: plan_shards(paths, ReadOptions()), Path(sys.argv[2]), workers=int(sys.argv[3]))
@@ -183,11 +183,11 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) 
 
 
 def test_asked_to_stop_it_ends_at_once_and_leaves_nothing_half(tmp_path: Path) -> None:
-    inputs(tmp_path / "in", files=3, documents=12_000)
-    (tmp_path / "program.py").write_text(STOPS + PROGRAM)
+    inputs(tmp_path / "in", files=3, documents=1000)
+    (tmp_path / "program.py").write_text(STOPS + PROGRAM.replace("stage()", "Stage('Test', (Slow(),))"))
     command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "in"), str(tmp_path / "out"), "2"]
     process = subprocess.Popen(command)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 90
     while not list(tmp_path.glob("out/documents/.*.partial")) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
