@@ -40,8 +40,9 @@ def take_elements(tree: HTMLTree, page_lower: bytes, marks: Marks) -> None:
     document = tree.document
     if document is None:
         return
+    has_math = b"math" in page_lower  # most words hold this one, so that most pages are searched for few
     for kind in KINDS:
-        if not any(word in page_lower for word in kind.words):
+        if not any((has_math or b"math" not in word) and word in page_lower for word in kind.words):
             continue
         for element in document.query_selector_all(kind.selector).values():
             found = kind.read(element)
@@ -212,6 +213,7 @@ _SERVICES = (b"codecogs", b"mimetex", b"mathtex", b"tex.cgi", b"cht=tx", b"/math
 _TEX_ELEMENTS = (
     ".math-container, span.math, div.math, span.tex, span.latex, div.tex, div.latex, math-renderer"
 )
+_TEX_WORDS = (b"math-", b'"math', b" math", b'"tex', b'"latex', b"=math", b"=tex", b" tex")
 KINDS: tuple[Kind, ...] = (
     # name, words that a page with it holds, elements, reader
     Kind("math script", (b"math/",), 'script[type^="math/" i]', _script),
@@ -224,5 +226,5 @@ KINDS: tuple[Kind, ...] = (
     Kind("WordPress", (b"latex.php",), 'img[src*="latex.php"]', _wordpress),
     Kind("image URL", _SERVICES, ", ".join(f'img[src*="{word.decode()}"]' for word in _SERVICES), _image_url),
     Kind("image alt", (b"alt=",), "img[alt]", _image_alt),
-    Kind("element", (b"math", b"tex"), _TEX_ELEMENTS, _tex_element),
+    Kind("element", _TEX_WORDS, _TEX_ELEMENTS, _tex_element),
 )  # fmt: skip

@@ -84,20 +84,25 @@ def drop_link_blocks(tree: HTMLTree) -> int:
     anchors = tree.document.get_elements_by_tag_name("a").values()
     if len(anchors) < _FEWEST_LINKS_OF_A_BLOCK:
         return dropped
-    linked_on_page = sum(len(anchor.text or "") for anchor in anchors)
+    linked_on_page = sum(_visible(anchor.text) for anchor in anchors)
     for block in tree.document.query_selector_all(_LINK_BLOCKS).values():
         own = block.get_elements_by_tag_name("a")
         if len(own) < _FEWEST_LINKS_OF_A_BLOCK:
             continue
-        characters = len("".join((block.text or "").split()))
+        characters = _visible(block.text)
         if DENSEST_LINKS * characters >= linked_on_page:  # not even with all links of the page
             continue
-        linked = sum(len("".join((anchor.text or "").split())) for anchor in own.values())
+        linked = sum(_visible(anchor.text) for anchor in own.values())
         if linked > DENSEST_LINKS * characters:
             block.replace_children()  # so that blocks inside count nothing
             block.remove()
             dropped += 1
     return dropped
+
+
+def _visible(text: str | None) -> int:
+    """Number of characters but white space."""
+    return len(text) - text.count(" ") - text.count("\n") - text.count("\t") if text else 0
 
 
 def clean_lines(text: str) -> str:
