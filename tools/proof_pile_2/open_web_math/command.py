@@ -161,14 +161,20 @@ def _add_train_classifier(commands: Commands) -> None:
         parser.add_argument(f"--{side}", type=Path, nargs="+", required=True, metavar="PATH",
                             help=".jsonl(.gz, .zst), .parquet, text files, folders of them")  # fmt: skip
     parser.add_argument("--text-key", default="text", metavar="KEY")
-    parser.add_argument("--epochs", type=at_least_one, default=TrainingOptions().epochs, metavar="N")
+    defaults = TrainingOptions()
+    parser.add_argument("--epochs", type=at_least_one, default=defaults.epochs, metavar="N")
+    parser.add_argument("--dimensions", type=at_least_one, default=defaults.dimensions, metavar="N")
+    parser.add_argument("--buckets", type=at_least_one, default=defaults.buckets, metavar="N",
+                        help="for pairs of words; the model has 4 bytes for each and each dimension "
+                             "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="such as math_score.bin")
 
 
 def _run_train_classifier(arguments: argparse.Namespace) -> None:
     positive = _texts(arguments.positive, arguments.text_key, "--positive")
     negative = _texts(arguments.negative, arguments.text_key, "--negative")
-    report = train_classifier(positive, negative, arguments.output, TrainingOptions(epochs=arguments.epochs))
+    options = TrainingOptions(arguments.epochs, arguments.dimensions, buckets=arguments.buckets)
+    report = train_classifier(positive, negative, arguments.output, options)
     _tell(arguments.output, report)
 
 

@@ -70,7 +70,7 @@ class TrainingOptions:
     dimensions: int = 64
     learning_rate: float = 0.3
     word_ngrams: int = 2
-    buckets: int = 1 << 20
+    buckets: int = 1 << 18
 
 
 def train_classifier(

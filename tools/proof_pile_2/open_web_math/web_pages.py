@@ -150,7 +150,7 @@ class WarcShard:
                 try:
                     for record in ArchiveIterator(io.BufferedReader(stream, 1 << 20)):
                         page = self._page(record, where)
-                        if page is not None and stream.reason is None:
+                        if page is not None:
                             yield page
                 except (ArchiveLoadFailed, ValueError, AttributeError, UnicodeError, EOFError) as error:
                     # A header that is no header; AttributeError and ValueError are warcio's on odd ones.

@@ -7,8 +7,8 @@ import gzip
 from collections.abc import Sequence
 
 PROSE = (
-    "Let us consider a function that is continuous on a closed interval. Every such function attains its largest "
-    "value, and the proof of this theorem uses the completeness of the real numbers. "
+    "Let us consider a function that is continuous on a closed interval. Every such function attains its "
+    "largest value, and the proof of this theorem uses the completeness of the real numbers. "
 )
 
 
@@ -22,8 +22,12 @@ MATHJAX = "<script>MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]
 
 def math_page(number: int, words: str = PROSE) -> str:
     """A page that passes every rule; each number's is unlike all others'."""
-    varied = " ".join(f"Remark {number}.{i} names {number * 7919 + i * 104729} and {i * number} again." for i in range(12))
-    return page(f"<h1>Lemma {number}</h1><p>{words}</p><p>{varied} So $x_{{{number}}}^2 \\ge 0$.</p>", MATHJAX)
+    varied = " ".join(
+        f"Remark {number}.{i} names {number * 7919 + i * 104729} and {i * number} again." for i in range(12)
+    )
+    return page(
+        f"<h1>Lemma {number}</h1><p>{words}</p><p>{varied} So $x_{{{number}}}^2 \\ge 0$.</p>", MATHJAX
+    )
 
 
 def record(

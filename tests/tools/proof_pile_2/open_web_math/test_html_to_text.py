@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E501 - a row of the table of formulas is a line, whatever HTML it needs
 """Pages to text: every kind of formula, what is dropped, what is kept."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.tools.proof_pile_2.open_web_math.pages import MATHJAX, page
 
 pytest.importorskip("resiliparse", reason="needs requirements/requirements-data.txt")
@@ -22,9 +24,7 @@ KATEX_SCRIPT = (
     '{left: "$$", right: "$$", display: true}, {left: "$", right: "$", display: false}]});</script>'
 )
 MATHML = "<mfrac><mi>a</mi><msup><mi>β</mi><mn>2</mn></msup></mfrac>"
-ANNOTATED = (
-    f"<semantics><mrow>{MATHML}</mrow><annotation encoding='application/x-tex'>\\frac a{{\\beta^2}}</annotation></semantics>"
-)
+ANNOTATED = f"<semantics><mrow>{MATHML}</mrow><annotation encoding='application/x-tex'>\\frac a{{\\beta^2}}</annotation></semantics>"
 
 # name: head, body, what the text holds, the kind it is counted under
 FORMULAS: dict[str, tuple[str, str, str, str]] = {
@@ -137,7 +137,11 @@ def test_what_looks_like_it_is_kept() -> None:
 
 
 def test_tables_are_plain_and_lines_are_few() -> None:
-    body = "<table><tr><td>1</td><td>$x$</td></tr><tr><td>2</td><td>b</td></tr></table>" + "<p></p><br><br>" * 9 + "<p>end</p>"
+    body = (
+        "<table><tr><td>1</td><td>$x$</td></tr><tr><td>2</td><td>b</td></tr></table>"
+        + "<p></p><br><br>" * 9
+        + "<p>end</p>"
+    )
     text = extract_text(page(body, MATHJAX)).text
     assert "1\t$x$\n2\tb" in text
     assert "\n\n\n" not in text
@@ -177,7 +181,10 @@ PIECES = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(PIECES, max_size=40), st.sampled_from(["", MATHJAX, V2, KATEX_SCRIPT, "<script src='ASCIIMathML.js'>"]))
+@given(
+    st.lists(PIECES, max_size=40),
+    st.sampled_from(["", MATHJAX, V2, KATEX_SCRIPT, "<script src='ASCIIMathML.js'>"]),
+)
 def test_no_page_is_too_odd(pieces: list[str], head: str) -> None:
     html = page("".join(pieces), head)
     found = extract_text(html)

@@ -26,7 +26,9 @@ META = "<meta charset={}>"
     ("naïve", "utf-16-le", "utf-16le", None),
     ("naïve", "utf-8-sig", None, "latin-1"),
 ])  # fmt: skip
-def test_the_encoding_that_fits_every_byte(text: str, written: str, header: str | None, declared: str | None) -> None:
+def test_the_encoding_that_fits_every_byte(
+    text: str, written: str, header: str | None, declared: str | None
+) -> None:
     html = f"<p>{text}" + (META.format(declared) if declared else "")
     page = decode_page(html.encode(written), header)
     assert page.html == html
@@ -41,7 +43,10 @@ def test_what_fits_nothing_is_replaced_and_counted() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=80), st.one_of(st.none(), st.sampled_from(["utf-8", "gbk", "utf-7", "x", "hex", "punycode"])))
+@given(
+    st.binary(max_size=80),
+    st.one_of(st.none(), st.sampled_from(["utf-8", "gbk", "utf-7", "x", "hex", "punycode"])),
+)
 def test_any_bytes_are_a_page(data: bytes, header: str | None) -> None:
     page = decode_page(data, header)
     assert page.replaced == page.html.count("\ufffd") or page.replaced == 0

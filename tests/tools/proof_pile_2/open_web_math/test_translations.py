@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("resiliparse", reason="needs requirements/requirements-data.txt")
 
 from resiliparse.parse.html import HTMLTree
+
 from tools.proof_pile_2.open_web_math.asciimath import asciimath_to_latex
 from tools.proof_pile_2.open_web_math.mathml import mathml_to_latex
 
@@ -36,12 +37,14 @@ def translated(inner: str) -> str | None:
     ("<msup><mrow><mo>(</mo><mi>x</mi><mo>)</mo></mrow><mn>2</mn></msup>", "{( x )}^{2}"),
     ("<msup><mi>f</mi><mo>′</mo></msup>", "f'"),
     ("<msubsup><mo>∫</mo><mn>0</mn><mi>∞</mi></msubsup>", r"\int_{0}^{\infty}"),
-    ("<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>n</mi></munderover>", r"\sum_{i = 1}^{n}"),
+    ("<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>n</mi></munderover>",
+     r"\sum_{i = 1}^{n}"),
     ("<munder><mi>lim</mi><mrow><mi>x</mi><mo>→</mo><mn>0</mn></mrow></munder>", r"\lim_{x \to 0}"),
     ("<mover><mi>x</mi><mo>¯</mo></mover>", r"\overline{x}"),
     ("<mover accent='true'><mi>v</mi><mo>→</mo></mover>", r"\vec{v}"),
     ("<mover><mo>=</mo><mtext>def</mtext></mover>", r"\overset{\text{def}}{=}"),
-    ("<mmultiscripts><mi>F</mi><mi>a</mi><mi>b</mi><mprescripts/><mi>c</mi><none/></mmultiscripts>", "{}_{c}F_{a}^{b}"),
+    ("<mmultiscripts><mi>F</mi><mi>a</mi><mi>b</mi><mprescripts/><mi>c</mi><none/></mmultiscripts>",
+     "{}_{c}F_{a}^{b}"),
     ("<mfenced open='[' close=']'><mi>a</mi><mi>b</mi></mfenced>", r"\left[ a , b \right]"),
     ("<mtable><mtr><mtd><mn>1</mn></mtd><mtd><mn>2</mn></mtd></mtr><mtr><mtd><mn>3</mn></mtd><mtd><mn>4</mn></mtd></mtr></mtable>",
      r"\begin{matrix} 1 & 2 \\ 3 & 4 \end{matrix}"),
