@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
-from tools.proof_pile_2.shards import Limits
+from tools.proof_pile_2.reports import Report
+from tools.proof_pile_2.run import Stage, run_stage
+from tools.proof_pile_2.shards import Limits, Shard
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -46,25 +48,58 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     group.add_argument(
-        "--workers", type=at_least_one, default=len(os.sched_getaffinity(0)), metavar="N",
+        "--workers",
+        type=at_least_one,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
         help="processes, each with a shard of its own (default: the cores of this machine)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--overwrite", action="store_true",
+        "--overwrite",
+        action="store_true",
         help="make anew what was made with other options or inputs; without it, that is refused",
-    )  # fmt: skip
-    group.add_argument("--log-interval", type=float, default=5.0, metavar="SECONDS",
-                       help="between two lines of progress (default: 5)")  # fmt: skip
+    )
+    group.add_argument(
+        "--log-interval",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="between two lines of progress (default: 5)",
+    )
 
 
-def add_limit_options(parser: argparse.ArgumentParser) -> None:
+def add_limit_options(parser: argparse._ActionsContainer) -> None:
     """What a single record or archive may take."""
     parser.add_argument(
-        "--max-record-bytes", type=at_least_one, default=Limits().max_record_bytes, metavar="BYTES",
+        "--max-record-bytes",
+        type=at_least_one,
+        default=Limits().max_record_bytes,
+        metavar="BYTES",
         help="a line, row or file that is larger is counted as broken (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
     """The limits that were asked for."""
     return Limits(max_record_bytes=arguments.max_record_bytes)
+
+
+def run_recipe_stage(
+    stage: Stage, plan: Callable[[], Iterable[Shard]], folder: Path, arguments: argparse.Namespace
+) -> Report:
+    """Run a stage as the options say, and say what came out."""
+    report = run_stage(
+        stage, plan, folder, workers=arguments.workers, overwrite=arguments.overwrite,
+        log_interval_seconds=arguments.log_interval,
+    )  # fmt: skip
+    say_result(folder, report)
+    return report
+
+
+def say_result(folder: Path, report: Report) -> None:
+    """One line: what came in, what went out."""
+    read, written = report.total("read"), report.total("written")
+    print(
+        f"{folder}: {read.documents:,} documents in, {written.documents:,} out "
+        f"({written.text_bytes / 1e6:,.1f} MB), {sum(report.broken.values()):,} broken; see report.md"
+    )

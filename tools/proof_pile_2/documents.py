@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Protocol, TypeAlias
 
@@ -26,14 +26,16 @@ class Document:
 
     text: str
     meta: Meta = field(default_factory=dict)
+    route: str = ""
+    """Where it belongs, if its place in the input decides that; it is not written (see `run.OwnRoute`)."""
 
     def with_text(self, text: str) -> Document:
         """The same document with another text."""
-        return self if text == self.text else Document(text, self.meta)
+        return self if text == self.text else replace(self, text=text)
 
     def with_meta(self, **values: Any) -> Document:
         """The same text with more, or other, entries in `meta`."""
-        return Document(self.text, {**self.meta, **values})
+        return replace(self, meta={**self.meta, **values})
 
 
 @dataclass(frozen=True)

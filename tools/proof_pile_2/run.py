@@ -69,6 +69,18 @@ class OneRoute:
         return self.name
 
 
+@dataclass(frozen=True)
+class OwnRoute:
+    """Each document names its own."""
+
+    routes: tuple[str, ...]
+    version: str = "1"
+
+    def __call__(self, document: Document) -> str:
+        """The document's."""
+        return document.route
+
+
 class Omissions(Protocol):
     """Documents that an earlier pass over the same shards found to be left out, by their number in the
     shard (the first document read is 0; what is broken has no number). Picklable."""
@@ -215,6 +227,32 @@ def _in_and_out(report: Report) -> str:
     return f"{report.total('read').documents:,} documents in, {report.total('written').documents:,} out"
 
 
+def enter(stage: Stage, folder: Path) -> None:
+    """For a process of many that share a stage and write one folder: see that it is new or this stage's own.
+
+    Errors: `UserError` where it is another stage's."""
+    record_path = folder / "stage.json"
+    with outputs.writing(folder):
+        for place in (outputs.REPORTS, *stage.router.routes):
+            (folder / place).mkdir(parents=True, exist_ok=True)
+        if (former := _former(record_path)) is None:
+            write_json(record_path, stage.record())
+        elif former != stage.record():
+            raise UserError(
+                f"--output {folder}: was made with {_differences(former, stage.record())}; give the same "
+                "options, "
+                "or another folder"
+            )
+
+
+def _former(record_path: Path) -> Any:
+    """What `stage.json` says; {} where it cannot be read, None where there is none."""
+    try:
+        return orjson.loads(record_path.read_bytes()) if record_path.exists() else None
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+
+
 def _survey(shards: Iterable[Shard]) -> tuple[int, int, frozenset[str]]:
     names: set[str] = set()
     total_bytes = 0
@@ -231,10 +269,7 @@ def _claim(stage: Stage, folder: Path, names: frozenset[str], overwrite: bool) -
     removed."""
     record_path, routes = folder / "stage.json", stage.router.routes
     outputs.remove_partial_files(folder, routes)
-    try:
-        former = orjson.loads(record_path.read_bytes()) if record_path.exists() else None
-    except (OSError, orjson.JSONDecodeError):
-        former = {}
+    former = _former(record_path)
     surplus = sorted(name for name in outputs.finished_names(folder) if name not in names)
     if former is not None and former != stage.record():
         if not overwrite:

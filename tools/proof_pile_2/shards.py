@@ -21,6 +21,7 @@ import orjson
 from megatron.data.readers import _DECOMPRESS, _BrokenArchive
 from megatron.neox_arguments.errors import UserError
 from tools.proof_pile_2.documents import Broken, Document, decoded_meta, version_of
+from tools.proof_pile_2.places import Place, identity_of, listing, open_place, shown_path
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 # What is handed to a decompressor at once. A zstd block of 4 bytes can stand for 128 KiB, so that this is
@@ -37,7 +38,7 @@ class Limits:
     """One line, row or file. The largest notebooks of the Stack have some tens of megabytes."""
     max_expansion: int = 300
     """Decompressed bytes for each compressed one, from `expansion_free_bytes` on. Text has 3 to 30."""
-    expansion_free_bytes: int = 256 << 20
+    expansion_free_bytes: int = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class ReadOptions:
     as_files: bool = False
     meta: tuple[tuple[str, str], ...] = ()
     """Entries added to `meta` of every document, such as ("lang", "coq")."""
+    raw_lines: bool = False
+    """The text of a JSON line is the line itself, for steps that read it."""
     cut_bytes: int = 128 << 20
     """A shard of plain JSON lines or Parquet rows has about so many bytes of input."""
     files_bytes: int = 32 << 20
@@ -76,26 +79,13 @@ class Shard(Protocol):
         """The documents in their order. Errors: `UserError` where a file can no longer be read."""
 
 
-def shown_path(path: str | os.PathLike[str]) -> str:
-    """A path as text; bytes of a name that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _identity_of(path: Path) -> list[object]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise UserError(f"{shown_path(path)}: cannot be read ({error.strerror}); check it") from None
-    return [shown_path(path), status.st_size, status.st_mtime_ns]
-
-
 @dataclass(frozen=True)
 class JsonLinesShard:
     """The lines of a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file that begin in bytes `start` to `end` (all,
     where `end` is None; compressed files are never cut)."""
 
     name: str
-    file: Path
+    file: Place
     format: str
     options: ReadOptions
     size_bytes: int
@@ -104,7 +94,7 @@ class JsonLinesShard:
 
     def identity(self) -> object:
         """The file's name, size and time, the stretch of it, and how it is read."""
-        return ["lines", *_identity_of(self.file), self.start, self.end, version_of(1, self.options)]
+        return ["lines", *identity_of(self.file), self.start, self.end, version_of(1, self.options)]
 
     def read(self) -> Iterator[Document | Broken]:
         """One document a line; blank lines are none."""
@@ -149,7 +139,7 @@ class JsonLinesShard:
     def _blocks(self) -> Iterator[bytes]:
         size = _BLOCK_BYTES if self.format == ".jsonl" else _COMPRESSED_BLOCK_BYTES
         first = self.start == 0
-        with open(self.file, "rb") as file:
+        with open_place(self.file) as file:
             file.seek(max(0, self.start - 1))
             while block := file.read(size):
                 yield block.removeprefix(_UTF8_BOM) if first and self.format == ".jsonl" else block
@@ -190,6 +180,11 @@ def cut_lines(blocks: Iterable[bytes], limit_bytes: int) -> Iterator[tuple[bytes
 
 def document_of_line(line: bytes, where: str, options: ReadOptions) -> Document | Broken:
     """The document of one JSON line: its text, and all other keys as `meta`, that of "meta" spread out."""
+    if options.raw_lines:
+        try:
+            return Document(line.decode("utf-8-sig"), dict(options.meta))
+        except UnicodeDecodeError:
+            return Broken(where, "is not UTF-8 text")
     try:
         value = orjson.loads(line.removeprefix(_UTF8_BOM))
     except (orjson.JSONDecodeError, RecursionError) as error:
@@ -218,7 +213,7 @@ class ParquetShard:
     """Row groups `first` to `last` (the last not included) of a Parquet file."""
 
     name: str
-    file: Path
+    file: Place
     first: int
     last: int
     options: ReadOptions
@@ -226,7 +221,7 @@ class ParquetShard:
 
     def identity(self) -> object:
         """The file's name, size and time, and the row groups."""
-        return ["parquet", *_identity_of(self.file), self.first, self.last, version_of(1, self.options)]
+        return ["parquet", *identity_of(self.file), self.first, self.last, version_of(1, self.options)]
 
     def read(self) -> Iterator[Document | Broken]:
         """One document a row; the other columns are its `meta`."""
@@ -235,7 +230,7 @@ class ParquetShard:
 
         where, row = shown_path(self.file), 0
         try:
-            with pyarrow.parquet.ParquetFile(self.file) as table:
+            with open_place(self.file) as file, pyarrow.parquet.ParquetFile(file) as table:
                 groups = list(range(self.first, self.last))
                 row = sum(table.metadata.row_group(group).num_rows for group in range(self.first))
                 for batch in table.iter_batches(batch_size=64, row_groups=groups, use_threads=False):
@@ -255,13 +250,13 @@ class BrokenShard:
     """A file that cannot even be planned: one broken record."""
 
     name: str
-    file: Path
+    file: Place
     reason: str
     size_bytes: int
 
     def identity(self) -> object:
         """The file's name, size and time."""
-        return ["broken", *_identity_of(self.file), self.reason]
+        return ["broken", *identity_of(self.file), self.reason]
 
     def read(self) -> Iterator[Document | Broken]:
         """The one record."""
@@ -332,20 +327,29 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def plan_shards(inputs: Sequence[Path], options: ReadOptions, prefix: str = "") -> Iterator[Shard]:
+def plan_shards(inputs: Sequence[Place], options: ReadOptions, prefix: str = "") -> Iterator[Shard]:
     """The shards of the inputs, in their order, folders in the order of their sorted paths, named `prefix`
-    and a number of five digits.
+    and a number of five digits. URLs may hold JSON lines and Parquet.
 
     Errors: `UserError` for an input that is missing or holds nothing to read."""
     number = 0
-    for path in inputs:
+    for place in inputs:
         before = number
-        for shard in _shards_of(Path(path), options, prefix, number):
+        shards = _shards_of if isinstance(place, Path) else _shards_of_url
+        for shard in shards(place, options, prefix, number):  # type: ignore[arg-type]
             number += 1
             yield shard
         if number == before:
             wanted = f" that ends in {', '.join(options.suffixes)}" if options.suffixes else ""
-            raise UserError(f"--input {path}: the folder holds no file{wanted}; give a folder with documents")
+            raise UserError(f"{place}: holds no file{wanted} to read; give a folder with documents")
+
+
+def _shards_of_url(url: str, options: ReadOptions, prefix: str, number: int) -> Iterator[Shard]:
+    for file, size in listing(url):
+        if (kind := _kind(file, in_folder=False)) != "text":
+            for shard in _record_shards(file, size, kind, options, prefix, number):
+                yield shard
+                number += 1
 
 
 def _shards_of(path: Path, options: ReadOptions, prefix: str, number: int) -> Iterator[Shard]:
@@ -355,10 +359,10 @@ def _shards_of(path: Path, options: ReadOptions, prefix: str, number: int) -> It
             yield FilesShard(f"{prefix}{number:05}", path.resolve().parent, (path.resolve().name,), options,
                              path.stat().st_size)  # fmt: skip
         else:
-            yield from _record_shards(path, kind, options, prefix, number)
+            yield from _record_shards(path, path.stat().st_size, kind, options, prefix, number)
         return
     if not path.is_dir():
-        raise UserError(f"--input {path}: does not exist; give a file or a folder")
+        raise UserError(f"{path}: does not exist; give a file or a folder")
     group: list[str] = []
     group_bytes = 0
     for file in walk(path, options):
@@ -368,7 +372,7 @@ def _shards_of(path: Path, options: ReadOptions, prefix: str, number: int) -> It
             group.append(file)
             group_bytes += size
         else:
-            for shard in _record_shards(path / file, kind, options, prefix, number):
+            for shard in _record_shards(path / file, size, kind, options, prefix, number):
                 yield shard
                 number += 1
         if len(group) >= options.files_count or group_bytes >= options.files_bytes:
@@ -409,8 +413,9 @@ def _kind(name: str, in_folder: bool) -> str:
     return ".jsonl" if lower.endswith(".json") and not in_folder else "text"
 
 
-def _record_shards(path: Path, kind: str, options: ReadOptions, prefix: str, number: int) -> Iterator[Shard]:
-    size = path.stat().st_size
+def _record_shards(
+    path: Place, size: int, kind: str, options: ReadOptions, prefix: str, number: int
+) -> Iterator[Shard]:
     if kind == ".parquet":
         yield from _parquet_shards(path, size, options, prefix, number)
     elif kind != ".jsonl" or size <= options.cut_bytes:
@@ -422,12 +427,14 @@ def _record_shards(path: Path, kind: str, options: ReadOptions, prefix: str, num
             number += 1
 
 
-def _parquet_shards(path: Path, size: int, options: ReadOptions, prefix: str, number: int) -> Iterator[Shard]:
+def _parquet_shards(
+    path: Place, size: int, options: ReadOptions, prefix: str, number: int
+) -> Iterator[Shard]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
+        with open_place(path) as file, pyarrow.parquet.ParquetFile(file) as table:
             metadata = table.metadata
             group_bytes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:

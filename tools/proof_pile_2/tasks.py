@@ -59,19 +59,22 @@ def _start_process(event: Event) -> None:
 def run_tasks(
     function: Callable[[T], R], tasks: Iterable[T], workers: int, heartbeat: Callable[[], None] = lambda: None
 ) -> Iterator[R]:
-    """The results of `function` over `tasks`, in the order in which they come; one worker is this process.
+    """The results of `function` over `tasks`, in the order in which they come. One worker, or one task,
+    needs no other process than this.
 
-    Tasks are taken from the iterable as processes become free, so that they may be many. Errors: what a task
-    raises, after those under way have been stopped; `UserError` where a process is killed."""
-    if workers == 1:
-        for task in tasks:
+    Tasks are taken from the iterable as processes become free, so that they may be many. Errors: what a
+    task raises, after those under way have been stopped; `UserError` where a process is killed."""
+    rest = iter(tasks)
+    first = list(itertools.islice(rest, 2))
+    rest = itertools.chain(first, rest)
+    if workers == 1 or len(first) < 2:
+        for task in rest:
             yield function(task)
             heartbeat()
         return
     context = multiprocessing.get_context("spawn")
     event = context.Event()
     pool = ProcessPoolExecutor(workers, context, initializer=_start_process, initargs=(event,))
-    rest = iter(tasks)
     running: set[Future[R]] = set()
     try:
         while True:

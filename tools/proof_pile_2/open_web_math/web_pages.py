@@ -26,7 +26,7 @@ from tools.proof_pile_2.shards import (
     Limits,
     ReadOptions,
     Shard,
-    _identity_of,
+    identity_of,
     bounded,
     plan_shards,
     read_regular,
@@ -133,7 +133,7 @@ class WarcShard:
 
     def identity(self) -> object:
         """The file's name, size and time, and how pages are read."""
-        return ["warc", *_identity_of(self.file), version_of(1, self.options)]
+        return ["warc", *identity_of(self.file), version_of(1, self.options)]
 
     def read(self) -> Iterator[Document | Broken]:
         """One document a page."""
