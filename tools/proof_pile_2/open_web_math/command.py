@@ -39,6 +39,7 @@ from tools.proof_pile_2.open_web_math.page_steps import (
 from tools.proof_pile_2.open_web_math.perplexity import load_model, train_model
 from tools.proof_pile_2.open_web_math.web_pages import PageOptions, plan_pages
 from tools.proof_pile_2.outputs import stage_shards
+from tools.proof_pile_2.places import place_of
 from tools.proof_pile_2.reports import write_json
 from tools.proof_pile_2.run import DOCUMENTS, Stage, run_stage
 from tools.proof_pile_2.shards import ReadOptions, Shard, plan_shards
@@ -61,9 +62,9 @@ def _add_recipe(commands: Commands) -> None:
         "See docs/open_web_math.md.",
     )  # fmt: skip
     parser.add_argument(
-        "--input", type=Path, nargs="+", required=True, metavar="PATH",
-        help=".warc, .warc.gz and .warc.zst files, HTML files, folders of them, and .jsonl(.gz, .zst) or "
-        ".parquet with HTML",
+        "--input", type=place_of, nargs="+", required=True, metavar="PATH",
+        help=".warc, .warc.gz and .warc.zst files (also at URLs: s3://…), HTML files, folders of both, and "
+        ".jsonl(.gz, .zst) or .parquet with HTML",
     )  # fmt: skip
     pages = parser.add_argument_group("pages")
     pages.add_argument("--html-key", default="html", metavar="KEY",

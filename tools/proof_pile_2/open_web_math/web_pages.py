@@ -14,23 +14,22 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from megatron.data.readers import _DECOMPRESS, _BrokenArchive
 from megatron.neox_arguments.errors import UserError
 from tools.proof_pile_2.documents import Broken, Document, version_of
 from tools.proof_pile_2.open_web_math.packages import needed
 from tools.proof_pile_2.open_web_math.page_bytes import decode_page
+from tools.proof_pile_2.places import Place, identity_of, listing, open_place, shown_path
 from tools.proof_pile_2.shards import (
     FilesShard,
     Limits,
     ReadOptions,
     Shard,
-    identity_of,
     bounded,
     plan_shards,
     read_regular,
-    shown_path,
     walk,
 )
 
@@ -126,7 +125,7 @@ class WarcShard:
     is HTML and whose HTTP status, if there is one, is 200; `meta` has their URL and date."""
 
     name: str
-    file: Path
+    file: Place
     format: str
     options: PageOptions
     size_bytes: int
@@ -145,7 +144,7 @@ class WarcShard:
             yield Broken(where, "holds no bytes")
             return
         try:
-            with open(self.file, "rb") as file:
+            with open_place(self.file) as file:
                 stream = _Pieces(self._pieces(file))
                 try:
                     for record in ArchiveIterator(io.BufferedReader(stream, 1 << 20)):
@@ -161,7 +160,7 @@ class WarcShard:
         except OSError as error:
             raise UserError(f"{where}: cannot be read ({error.strerror or error}); check the disk") from None
 
-    def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
+    def _pieces(self, file: IO[bytes]) -> Iterator[bytes]:
         size = _BLOCK_BYTES if self.format == ".jsonl" else _COMPRESSED_BLOCK_BYTES
         blocks = iter(lambda: file.read(size), b"")
         pieces = _DECOMPRESS[self.format](blocks)
@@ -207,15 +206,15 @@ def _content(record: Any, limit_bytes: int) -> bytes | str:
     return b"".join(pieces) if total else "holds no bytes"
 
 
-def plan_pages(inputs: Sequence[Path], options: PageOptions) -> Iterator[Shard]:
-    """The shards of the inputs: `.warc`, `.warc.gz` and `.warc.zst` files, HTML files, folders of them in
-    the order of their sorted paths, and JSON lines or Parquet with HTML under `html_key`.
+def plan_pages(inputs: Sequence[Place], options: PageOptions) -> Iterator[Shard]:
+    """The shards of the inputs: `.warc`, `.warc.gz` and `.warc.zst` files, also below URLs; HTML files; folders
+    of both in the order of their sorted paths; JSON lines or Parquet with HTML under `html_key`.
 
     Errors: `UserError` for an input that is missing or holds no page."""
     number = itertools.count()
     for path in inputs:
         empty = True
-        for shard in _shards_of(Path(path), options, number):
+        for shard in _shards_of(path, options, number):
             empty = False
             yield shard
         if empty:
@@ -225,7 +224,12 @@ def plan_pages(inputs: Sequence[Path], options: PageOptions) -> Iterator[Shard]:
             )
 
 
-def _shards_of(path: Path, options: PageOptions, number: Iterator[int]) -> Iterator[Shard]:
+def _shards_of(path: Place, options: PageOptions, number: Iterator[int]) -> Iterator[Shard]:
+    if isinstance(path, str):
+        for url, size in listing(path):
+            if warc := _warc_format(url):
+                yield WarcShard(f"{next(number):05}", url, warc, options, size)
+        return
     if path.is_dir():
         yield from _shards_of_folder(path, options, number)
         return

@@ -50,6 +50,13 @@ def test_pages_of_a_warc(tmp_path: Path, name: str, data: bytes) -> None:
     assert broken == []
 
 
+def test_warcs_below_a_url(tmp_path: Path) -> None:
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "crawl/a.warc.gz").write_bytes(gzipped(RECORDS))
+    items = [item for shard in plan_pages([f"file://{tmp_path}/crawl"], PageOptions()) for item in shard.read()]
+    assert [item.text.encode() for item in items if isinstance(item, Document)] == BODIES
+
+
 def test_what_is_a_page(tmp_path: Path) -> None:
     chunked = b"5\r\n<p>ch\r\n5\r\nunked\r\n0\r\n\r\n"
     (tmp_path / "a.warc").write_bytes(b"".join([
