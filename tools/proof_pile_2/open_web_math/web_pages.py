@@ -207,8 +207,8 @@ def _content(record: Any, limit_bytes: int) -> bytes | str:
 
 
 def plan_pages(inputs: Sequence[Place], options: PageOptions) -> Iterator[Shard]:
-    """The shards of the inputs: `.warc`, `.warc.gz` and `.warc.zst` files, also below URLs; HTML files; folders
-    of both in the order of their sorted paths; JSON lines or Parquet with HTML under `html_key`.
+    """The shards of the inputs: `.warc`, `.warc.gz` and `.warc.zst` files, also below URLs; HTML files;
+    folders of both in the order of their sorted paths; JSON lines or Parquet with HTML under `html_key`.
 
     Errors: `UserError` for an input that is missing or holds no page."""
     number = itertools.count()

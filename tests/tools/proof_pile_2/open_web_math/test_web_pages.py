@@ -53,7 +53,8 @@ def test_pages_of_a_warc(tmp_path: Path, name: str, data: bytes) -> None:
 def test_warcs_below_a_url(tmp_path: Path) -> None:
     (tmp_path / "crawl").mkdir()
     (tmp_path / "crawl/a.warc.gz").write_bytes(gzipped(RECORDS))
-    items = [item for shard in plan_pages([f"file://{tmp_path}/crawl"], PageOptions()) for item in shard.read()]
+    shards = plan_pages([f"file://{tmp_path}/crawl"], PageOptions())
+    items = [item for shard in shards for item in shard.read()]
     assert [item.text.encode() for item in items if isinstance(item, Document)] == BODIES
 
 
