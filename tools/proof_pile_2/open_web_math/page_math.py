@@ -221,7 +221,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("KaTeX", (b"katex",), ".katex", _katex),
     Kind("Wikipedia", (b"mwe-math",), ".mwe-math-element", _wikipedia),
     Kind("MathJax", (b"mjx-container", b"data-mathml"), "mjx-container, [data-mathml]", _mathjax_output),
-    Kind("rendered", (b"mathjax_", b'"mathjax"'), _RENDERED, _drop),
+    Kind("rendered", (b"mathjax",), _RENDERED, _drop),
     Kind("MathML", (b"<math", b":math"), r"math, m\:math, mml\:math, mathml\:math", _mathml),
     Kind("WordPress", (b"latex.php",), 'img[src*="latex.php"]', _wordpress),
     Kind("image URL", _SERVICES, ", ".join(f'img[src*="{word.decode()}"]' for word in _SERVICES), _image_url),

@@ -26,10 +26,15 @@ KATEX_SCRIPT = (
 MATHML = "<mfrac><mi>a</mi><msup><mi>β</mi><mn>2</mn></msup></mfrac>"
 ANNOTATED = f"<semantics><mrow>{MATHML}</mrow><annotation encoding='application/x-tex'>\\frac a{{\\beta^2}}</annotation></semantics>"
 
+LOADED = '<script src="tex-chtml.js" id="MathJax-script"></script>'
+
 # name: head, body, what the text holds, the kind it is counted under
 FORMULAS: dict[str, tuple[str, str, str, str]] = {
     "equation": ("", r"<p>\begin{equation} a &lt; b \end{equation}</p>", r"\begin{equation} a < b \end{equation}", "environment"),
     "align*": ("", "<p>\\begin{align*}\na &amp;= b \\\\\nc &amp;= d\n\\end{align*}</p>", r"\begin{align*} a &= b \\ c &= d \end{align*}", "environment"),
+    "inline, nothing configured": (LOADED, r"<p>so \(x+1\) is $5</p>", r"so $x+1$ is \$5", "delimiters"),
+    "display, nothing configured": (LOADED, r"<p>so \[x+1\] is</p>", "so\n$$x+1$$\nis", "delimiters"),
+    "inline, no renderer": ("", r"<p>so \(x+1\) is</p>", "so $x+1$ is", "delimiters"),
     "inline by default": (MATHJAX, r"<p>so \(x+1\) is</p>", "so $x+1$ is", "delimiters"),
     "display by default": (MATHJAX, r"<p>so \[x+1\] is</p>", "so\n$$x+1$$\nis", "delimiters"),
     "two dollars": (MATHJAX, "<p>so $$x+1$$ is</p>", "so\n$$x+1$$\nis", "delimiters"),
