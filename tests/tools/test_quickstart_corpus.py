@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.neox_arguments.errors import UserError
+from tools.proof_pile_2.algebraic_stack.languages import STD
 from tools.quickstart_parts import corpus
 from tools.quickstart_parts.corpus import (
     Document,
@@ -18,7 +19,7 @@ from tools.quickstart_parts.corpus import (
     is_held_out,
     is_mathematical_python,
     is_mathematical_tex,
-    passes_standard_rule,
+    passes,
     tex_documents,
     write_corpus,
 )
@@ -58,8 +59,8 @@ def test_python_rule(text: str, kept: bool) -> None:
 
 
 def test_an_empty_file_is_dropped_and_not_divided_by() -> None:
-    assert not passes_standard_rule("")
-    assert not passes_standard_rule(" \n")
+    assert not passes(STD, "")
+    assert not passes(STD, " \n")
 
 
 @pytest.mark.parametrize(

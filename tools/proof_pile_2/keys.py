@@ -36,9 +36,8 @@ ROW = np.dtype(
     [("key", ">u8"), ("key_low", ">u8"), ("shard", "<u4"), ("document", "<u4"), ("payload", "<u8")]
 )
 # A part of the key space has about so many bytes of rows; sorting takes a few times as much memory.
-PART_BYTES = 128 << 20
+PART_BYTES = 64 << 20
 _REST = struct.Struct("<IIQ")  # what follows the key in a row
-_ORDER = ("key", "key_low", "shard", "document")
 
 
 class KeyMaker(Protocol):
@@ -130,14 +129,19 @@ def _write_keys(task: _KeysTask) -> tuple[int, int]:
         number += 1
         for key, payload in task.maker(item):
             rows += key + _REST.pack(task.number, number, payload)
-    array = np.frombuffer(rows, ROW).copy()
-    array.sort(order=_ORDER)
+    array = _sorted_by_key(np.frombuffer(rows, ROW))
     with outputs.writing(task.folder):
         _write_array(task.folder / f"{task.shard.name}.rows", array)
         write_json(
             task.folder / f"{task.shard.name}.json", {"fingerprint": task.fingerprint, "rows": len(array)}
         )
     return task.shard.size_bytes, len(array)
+
+
+def _sorted_by_key(rows: Rows) -> Rows:
+    """Rows with equal keys stay in the order in which they stand."""
+    native = [rows[name].astype(np.uint64) for name in ("key_low", "key")]
+    return rows[np.lexsort(native)]
 
 
 def _write_array(path: Path, array: Rows) -> None:
@@ -174,7 +178,7 @@ def _resolve_part(task: _PartTask) -> int:
             end = len(mapped) if task.high == _LAST_KEY else int(last)
             stretches.append(np.array(mapped[int(first) : end]))
     rows = np.concatenate(stretches) if stretches else np.zeros(0, ROW)
-    rows.sort(order=_ORDER)
+    rows = _sorted_by_key(rows)  # shards are in their order, and documents within a shard and key
     gone = rows[task.resolver(rows)]
     pairs = np.unique(gone["shard"].astype(np.uint64) << np.uint64(32) | gone["document"].astype(np.uint64))
     with outputs.writing(task.path.parent):

@@ -23,7 +23,7 @@ from tools.proof_pile_2.shards import StageShard
 
 REPORTS = "reports"
 SUFFIX = ".jsonl.zst"
-_LEVEL = 6
+_LEVEL = 3
 
 
 class _OutputFile:

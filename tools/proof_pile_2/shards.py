@@ -233,7 +233,8 @@ class ParquetShard:
             with open_place(self.file) as file, pyarrow.parquet.ParquetFile(file) as table:
                 groups = list(range(self.first, self.last))
                 row = sum(table.metadata.row_group(group).num_rows for group in range(self.first))
-                for batch in table.iter_batches(batch_size=64, row_groups=groups, use_threads=False):
+                # Few rows at once: a page of some bytes may stand for many copies of a large text.
+                for batch in table.iter_batches(batch_size=16, row_groups=groups, use_threads=False):
                     for record in batch.to_pylist():
                         row += 1
                         yield document_of_record(record, f"{where}:{row}", self.options)

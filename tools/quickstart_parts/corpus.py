@@ -26,6 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
+from tools.proof_pile_2.algebraic_stack.conditions import Condition, EnglishTex
+from tools.proof_pile_2.algebraic_stack.languages import STD, by_name
+from tools.proof_pile_2.documents import Document as StackDocument
 from tools.quickstart_parts.latex import module_to_latex
 
 PYTHON_PACKAGES = ("sympy", "mpmath", "networkx", "scipy")
@@ -48,16 +51,9 @@ HELD_OUT_EVERY = 12
 # Each source is cut to this much text in each split: a quickstart reads a small part of it.
 MAX_SPLIT_BYTES = {"train": 12_000_000, "valid": 1_500_000}
 
-# AlgebraicStack (Llemma, arXiv 2310.10631): every language but Julia, Jupyter and TeX has the first two.
-MAX_FILE_BYTES = 1_048_575
-MAX_DIGIT_SHARE = 0.5
-MAX_TEX_BYTES = 10_000_000
-MATHEMATICAL_IMPORTS = (
-    "numpy", "scipy", "sympy", "sage", "numba", "numexpr", "theano", "statsmodels", "networkx", "mpmath",
-    "pymc3", "astropy", "cupy", "pycuda", "cvxpy", "pyomo", "jax",
-)  # fmt: skip
-_SECTIONING = re.compile(r"\\(chapter|section|subsection|subsubsection|paragraph|subparagraph)\b")
-_DIGIT = re.compile(r"\d")
+PYTHON, TEX = by_name()["python"], by_name()["tex"]
+# A larger file is not even read: the rule allows half of it, in UTF-8.
+MAX_TEX_FILE_BYTES = 20_000_000
 _WORD = re.compile(r"[^\W\d_]+")
 _ENGLISH = frozenset(
     ("the", "of", "and", "to", "in", "is", "that", "for", "we", "with",
@@ -86,21 +82,10 @@ class Count:
     beyond_limit: int = 0
 
 
-def passes_standard_rule(text: str) -> bool:
-    """At most 1,048,575 bytes of UTF-8, and digits no more than half of the characters that are not blank."""
-    if len(text.encode("utf-8")) > MAX_FILE_BYTES:
-        return False
-    solid = sum(map(len, text.split()))
-    digits = len(_DIGIT.findall(text))
-    return solid > 0 and digits <= MAX_DIGIT_SHARE * solid
-
-
-def is_mathematical_python(text: str) -> bool:
-    """AlgebraicStack's rule for Python, the standard rule included."""
-    if text.lstrip().startswith("{"):
-        return False
-    named = any(f"import {name}" in text or f"from {name}" in text for name in MATHEMATICAL_IMPORTS)
-    return named and passes_standard_rule(text)
+def passes(conditions: Sequence[Condition], text: str, path: str = "") -> bool:
+    """Whether a file is as AlgebraicStack's table wants it."""
+    document = StackDocument(text, {"path": path} if path else {})
+    return all(condition.holds(document) for condition in conditions)
 
 
 def is_english(text: str) -> bool:
@@ -109,16 +94,15 @@ def is_english(text: str) -> bool:
     return bool(words) and sum(word in _ENGLISH for word in words) >= MIN_ENGLISH_SHARE * len(words)
 
 
+def is_mathematical_python(text: str) -> bool:
+    """AlgebraicStack's rule for Python."""
+    return passes(PYTHON.conditions, text)
+
+
 def is_mathematical_tex(path: str, text: str) -> bool:
-    """AlgebraicStack's rule for TeX."""
-    return (
-        path.endswith(".tex")
-        and "latex/" not in path
-        and len(text.encode("utf-8")) <= MAX_TEX_BYTES
-        and "gnuplot" not in text
-        and _SECTIONING.search(text) is not None
-        and is_english(text)
-    )
+    """AlgebraicStack's rule for TeX, with a test for English that needs no model."""
+    rules = [condition for condition in TEX.conditions if not isinstance(condition, EnglishTex)]
+    return passes(rules, text, path) and is_english(text)
 
 
 def place_in_order(path: str) -> int:
@@ -164,7 +148,7 @@ def package_documents() -> Iterator[Document]:
             yield Document(text, "python", path)
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         latex, _ = module_to_latex(text, module, package in DEFAULT_ROLE_IS_MATH)
-        if latex and passes_standard_rule(latex):
+        if latex and passes(STD, latex):
             yield Document(latex, "latex", path)
 
 
@@ -173,7 +157,7 @@ def tex_documents(folders: Iterable[str | Path]) -> Iterator[Document]:
     for folder in folders:
         for path in sorted(Path(folder).rglob("*.tex")):
             try:
-                if not path.is_file() or path.stat().st_size > 2 * MAX_TEX_BYTES:
+                if not path.is_file() or path.stat().st_size > MAX_TEX_FILE_BYTES:
                     continue
                 content = path.read_bytes()
             except OSError:

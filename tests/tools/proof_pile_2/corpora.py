@@ -6,6 +6,10 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +53,24 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+def kill_at_random(command: list[str], output: Path, seconds: float, kills: int, seed: int) -> None:
+    """Start a command, which takes about so many seconds and writes `output`, and kill it at a random
+    moment, so many times; one that finished first is no kill, and what it made is removed."""
+    rng, done, attempts = random.Random(seed), 0, 0
+    while done < kills:
+        attempts += 1
+        assert attempts < 10 * kills, "it always finished first"
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.3, 0.95) * seconds)
+        if process.poll() is None:
+            done += 1
+        else:
+            seconds *= 0.8
+            shutil.rmtree(output)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
 
 
 @dataclass(frozen=True)

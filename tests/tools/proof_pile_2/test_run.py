@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from tests.tools.proof_pile_2.corpora import (
     AtLeast,
     Fails,
     Halves,
+    kill_at_random,
     read_lines,
     sentences,
     stage,
@@ -151,8 +151,9 @@ def test_a_full_disk_ends_with_a_message_and_leaves_nothing_half(
     assert tree(output) == tree(tmp_path / "fresh")
 
 
-PROGRAM = """
-import sys
+PROGRAM = (
+    f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    + """
 from pathlib import Path
 from tests.tools.proof_pile_2.corpora import stage
 from tools.proof_pile_2.pipeline import ReadOptions, plan_shards, run_stage
@@ -160,29 +161,38 @@ if __name__ == "__main__":
     paths = sorted(Path(sys.argv[1]).iterdir())
     run_stage(stage(), lambda: plan_shards(paths, ReadOptions()), Path(sys.argv[2]), workers=int(sys.argv[3]))
 """
+)
+
+
+STOPS = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
 
 
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     inputs(tmp_path / "in", files=6, documents=800)
     (tmp_path / "program.py").write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def command(output: Path, workers: int) -> list[str]:
         return [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "in"), str(output), str(workers)]
 
     started = time.monotonic()
-    subprocess.run(command(tmp_path / "whole", 1), env=environment, timeout=120, check=True)
+    subprocess.run(command(tmp_path / "whole", 1), timeout=120, check=True)
     seconds = time.monotonic() - started
-    rng, kills = random.Random(3), 0
-    for _ in range(4):
-        process = subprocess.Popen(command(tmp_path / "killed", 1), env=environment)
-        time.sleep(rng.uniform(0.3, 0.9) * seconds)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
-    assert kills
-    subprocess.run(command(tmp_path / "killed", 2), env=environment, timeout=120, check=True)
+    kill_at_random(command(tmp_path / "killed", 1), tmp_path / "killed", seconds, kills=3, seed=3)
+    subprocess.run(command(tmp_path / "killed", 2), timeout=120, check=True)
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
+
+
+def test_asked_to_stop_it_ends_at_once_and_leaves_nothing_half(tmp_path: Path) -> None:
+    inputs(tmp_path / "in", files=3, documents=12_000)
+    (tmp_path / "program.py").write_text(STOPS + PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "in"), str(tmp_path / "out"), "2"]
+    process = subprocess.Popen(command)
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob("out/documents/.*.partial")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 def test_text_that_json_cannot_hold_is_broken(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from tools.proof_pile_2.documents import Document, text_bytes
 
 _DIGIT = re.compile(r"\d")
+_ASCII_BLANKS = b" \t\n\v\f\r\x1c\x1d\x1e\x1f"
 
 
 class Condition(Protocol):
@@ -43,8 +44,12 @@ def repository(document: Document) -> str:
 
 def digit_share(text: str) -> float:
     """Digits as a share of the characters that are not blank; 0 where there are none of these."""
-    solid = sum(map(len, text.split()))
-    return len(_DIGIT.findall(text)) / solid if solid else 0.0
+    if text.isascii():  # ten times as fast
+        characters = text.encode().translate(None, _ASCII_BLANKS)
+        solid, digits = len(characters), len(characters) - len(characters.translate(None, b"0123456789"))
+    else:
+        solid, digits = sum(map(len, text.split())), len(_DIGIT.findall(text))
+    return digits / solid if solid else 0.0
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _FILE_KEYS = ("file_path", "path", "file")
 _NAME = r"[^\s:\[\](){},\"⟨⟩«»]+"
 DECLARATIONS = {
     "lean": re.compile(rf"^[^\S\n]*(?:(?:@\[[^\]\n]*\]|private|protected|noncomputable)[^\S\n]+)*"
-                       rf"(?:theorem|lemma|example|def|instance)[^\S\n]+(?P<name>{_NAME})", re.MULTILINE),
+                       rf"(?:theorem|lemma)[^\S\n]+(?P<name>{_NAME})", re.MULTILINE),
     "isabelle": re.compile(rf"^[^\S\n]*(?:theorem|lemma|corollary|proposition|schematic_goal)\s+"
                            rf"(?:\((?:in|is)\s[^)\n]*\)\s*)?\"?(?P<name>{_NAME})", re.MULTILINE),
     "coq": re.compile(rf"^[^\S\n]*(?:Theorem|Lemma|Corollary|Proposition|Fact|Remark|Example|Definition)"

@@ -7,6 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tools.proof_pile_2.algebraic_stack.conditions import digit_share, tex_prose
 from tools.proof_pile_2.algebraic_stack.languages import LANGUAGES, by_name
@@ -132,6 +134,13 @@ def test_every_mathematical_module_and_header_counts() -> None:
 def test_digits_are_counted_among_what_is_not_blank() -> None:
     assert digit_share("") == digit_share("  \n") == 0
     assert digit_share("1 a\n2 b") == 0.5
+
+
+@given(text=st.text(st.characters(max_codepoint=200) | st.sampled_from("0123456789 ٣²"), max_size=40))
+def test_digits_are_counted_alike_in_ascii_and_elsewhere(text: str) -> None:
+    solid = [character for character in text if not character.isspace()]
+    digits = [character for character in solid if character.isdecimal()]
+    assert digit_share(text) == (len(digits) / len(solid) if solid else 0)
 
 
 def test_prose_of_tex_has_no_formulas_comments_or_commands() -> None:

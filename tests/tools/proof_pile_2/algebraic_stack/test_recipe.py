@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.tools.proof_pile_2.corpora import read_lines, tree, write_lines
+from tests.tools.proof_pile_2.corpora import kill_at_random, read_lines, tree, write_lines
 from tools.proof_pile_2.__main__ import main
 from tools.proof_pile_2.algebraic_stack.steps import HashSplit
 from tools.proof_pile_2.documents import Document
@@ -112,14 +111,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) 
     started = time.monotonic()
     subprocess.run(command("whole", 1), check=True, timeout=120, capture_output=True)
     seconds = time.monotonic() - started
-    rng, kills = random.Random(7), 0
-    for _ in range(3):
-        process = subprocess.Popen(command("killed", 1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.4, 0.95) * seconds)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
-    assert kills
+    kill_at_random(command("killed", 1), tmp_path / "killed", seconds, kills=3, seed=7)
     subprocess.run(command("killed", 2), check=True, timeout=120, capture_output=True)
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
