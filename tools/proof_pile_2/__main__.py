@@ -16,7 +16,14 @@ if __package__ in (None, ""):  # started by path: this folder stands first, and 
 from megatron.neox_arguments.errors import exit_on_user_error
 from tools.proof_pile_2.command_line import Commands
 
-RECIPES: tuple[str, ...] = ("algebraic_stack.command", "proofsteps", "arxiv", "sampling", "hub")
+RECIPES: tuple[str, ...] = (
+    "algebraic_stack.command",
+    "proofsteps",
+    "arxiv",
+    "open_web_math.command",
+    "sampling",
+    "hub",
+)
 """Modules with a function `add_command(commands)`, in the order of --help."""
 
 
