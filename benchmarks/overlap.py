@@ -203,7 +203,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Overlap with a test set",
         "",
         f"`{result['command']}` on {result['machine']}, Python {result['python']}. "
-        f"{result['corpus']['mb']} MB of text ({', '.join(f'{kind} {mb} MB' for kind, mb in result['corpus']['kinds'].items())}) in "
+        f"{result['corpus']['mb']} MB of text ({kinds}) in "
         f"{result['corpus']['documents']:,} documents; {result['items']:,} items, {result['short_items']:,} "
         f"of them below {NGRAM} words; {result['hits']:,} hits, equal for all.",
         "",
