@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Find the best weights of the training sources by short runs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # tasks of an array job get the words as they were typed
     )
     parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="YAML files of the short run")
     parser.add_argument("-d", "--conf-dir", type=Path, metavar="DIR", help="folder of the YAML files")
@@ -250,6 +251,18 @@ def chosen_point(study: Study, text: str) -> Point:
     return study.points[int(text)]
 
 
+def without_submission(typed: Sequence[str]) -> list[str]:
+    """The command line of one task: the words that were typed, without those of the submission."""
+    kept: list[str] = []
+    words = iter(typed)
+    for word in words:
+        if word == "--at-once":
+            next(words)
+        elif word not in ("--submit", "--dry-run") and not word.startswith("--at-once="):
+            kept.append(word)
+    return kept
+
+
 def submit(study: Study, args: argparse.Namespace, typed: Sequence[str]) -> None:
     """An array job with a task for each unfinished point.
 
@@ -269,10 +282,10 @@ def submit(study: Study, args: argparse.Namespace, typed: Sequence[str]) -> None
         raise ConfigError(problems)
     assert launch.num_nodes is not None
     ranks = launch.cpu_ranks or launch.num_nodes * (launch.num_gpus or 0)
-    kept = [word for word in typed if word not in ("--submit", "--dry-run")]
     wanted = slurm.Submission(
         python=sys.executable, deepy=ROOT / "tools" / "mixture.py", script="--point",
-        arguments=("array", *kept), folder=Path.cwd(), save=None, sha256=None, nodes=launch.num_nodes,
+        arguments=("array", *without_submission(typed)), folder=Path.cwd(), save=None, sha256=None,
+        nodes=launch.num_nodes,
         ranks_per_node=ranks // launch.num_nodes,
         gpus_per_node=None if launch.cpu_ranks is not None else launch.num_gpus,
     )  # fmt: skip

@@ -180,8 +180,7 @@ def test_unfinished_points_become_an_array_job(
     assert "#SBATCH --gpus-per-node=4" in script
     line = next(line for line in script.splitlines() if line.startswith("exec "))
     assert "tools/mixture.py --point array " in line
-    assert "--submit" not in line
-    assert "--dry-run" not in line
+    assert not {"--submit", "--dry-run", "--at-once"} & set(line.split())
     assert not (tmp_path / "o").exists()
     # A task of it, as SLURM starts it, finds its point; the finished ones are not asked for again.
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
