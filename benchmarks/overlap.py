@@ -260,7 +260,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         scaling = [command(Path(folder), texts, items, size * 1_000_000) for size in args.scale_mb]
     return {
-        "command": f"python benchmarks/overlap.py {' '.join(sys.argv[1:])}".strip(),
+        # Files by their names: where they lie on this machine says nothing elsewhere.
+        "command": " ".join(["python benchmarks/overlap.py", *(Path(word).name for word in sys.argv[1:])]),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "python": platform.python_version(),
         "corpus": {

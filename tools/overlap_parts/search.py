@@ -87,7 +87,7 @@ class WordSearch:
     def _tables(self) -> word_kernel.Tables:
         lengths, sequences = self.patterns.lengths, self.patterns.sequences
         anchor = max(1, min(ANCHOR_WORDS, lengths[0] // 2))
-        grams, anchors, strides, longest = [], [], [], 1
+        grams, anchors, words_of, strides, longest = [], [], [], [], 1
         for words, length in sequences:
             sizes = np.array([len(word.encode("utf-8", "surrogatepass")) for word in words])
             longest = max(longest, int(sizes.max()))
@@ -95,6 +95,7 @@ class WordSearch:
             last = np.arange(length - anchor, len(words) - anchor + 1)  # where the last anchor words begin
             strides.append(int((begins[last] - begins[last - (length - anchor)]).min()))
             hashes = self._hashes(words)
+            words_of.append(hashes)
             grams.append(self._windows(hashes, length, length))
             anchors.append(self._windows(hashes, anchor, 0))
         gram_hashes, anchor_hashes = (np.unique(np.concatenate(hashes)) for hashes in (grams, anchors))
@@ -102,6 +103,7 @@ class WordSearch:
             white=self._white,
             stride_bytes=max(1, min(strides)),
             anchor_words=anchor,
+            word_bits=bitmap(np.unique(np.concatenate(words_of))),
             anchor_bits=bitmap(anchor_hashes),
             anchor_hashes=anchor_hashes,
             longest_word=longest,

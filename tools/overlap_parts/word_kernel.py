@@ -4,9 +4,9 @@
 
 Every n-gram of a test item covers at least `stride` bytes before its last `anchor` words begin. So of every
 `stride` bytes of a document it is enough to look at the `anchor` words that begin next: where they are not
-`anchor` consecutive words of an item, no n-gram lies over that place. Where they are, all windows of words
-around the place are hashed (a polynomial over word hashes) and looked up. A window that is found is a
-candidate, and the caller compares it exactly.
+`anchor` consecutive words of an item, no n-gram lies over that place, and the first of them that no item has
+ends the look. Where they are, all windows of words around the place are hashed (a polynomial over word
+hashes) and looked up. A window that is found is a candidate, and the caller compares it exactly.
 
 Words are those of `str.split()` in UTF-8: white space is what `str.isspace` calls so, beyond ASCII too."""
 
@@ -36,6 +36,8 @@ class Tables(NamedTuple):
     """See `classes`."""
     stride_bytes: int
     anchor_words: int
+    word_bits: npt.NDArray[np.uint8]
+    """Of the words of all items: most words of other texts are none of them."""
     anchor_bits: npt.NDArray[np.uint8]
     anchor_hashes: npt.NDArray[np.uint64]
     longest_word: int
@@ -182,10 +184,16 @@ def _mixed(value, length):
 
 
 @_inlined
+def _may_be_known(value, bits):
+    """Whether the bit of a hash is set."""
+    place = value & U64(bits.size * 8 - 1)
+    return (bits[place >> U64(3)] >> np.uint8(place & U64(7))) & np.uint8(1) != 0
+
+
+@_inlined
 def _known(value, bits, hashes):
     """Whether a hash is in a sorted table; `bits` says no to nearly all that are not."""
-    place = value & U64(bits.size * 8 - 1)
-    if (bits[place >> U64(3)] >> np.uint8(place & U64(7))) & np.uint8(1) == 0:
+    if not _may_be_known(value, bits):
         return False
     low, high = 0, hashes.size
     while low < high:
@@ -276,15 +284,17 @@ def find(data, blocks, begins_D, ends_D, tables, scratch):
             while at > start and data[at] & 0xC0 == 0x80:
                 at -= 1
             at = _after_white(data, blocks, _end_of_word(data, blocks, at, data.size, white), end, white)
-            anchor_at, value, words = at, U64(0), 0
-            while at < end and words < tables.anchor_words:
+            anchor_at, value, words, is_known = at, U64(0), 0, True
+            while at < end and is_known and words < tables.anchor_words:
                 at, of_word = _word(data, blocks, at, end, white)
+                is_known = _may_be_known(of_word, tables.word_bits)
                 value = value * U64(STEP) + of_word
                 words += 1
                 at = _after_white(data, blocks, at, end, white)
-            if words < tables.anchor_words:
+            if anchor_at >= end:
                 break
-            if _known(_mixed(value, 0), tables.anchor_bits, tables.anchor_hashes):
+            is_whole = is_known and words == tables.anchor_words
+            if is_whole and _known(_mixed(value, 0), tables.anchor_bits, tables.anchor_hashes):
                 count = _windows(data, blocks, anchor_at, seen_at, start, end, tables, scratch, count)
                 seen_at = anchor_at
             # Samples before the anchor would find the same one again.
