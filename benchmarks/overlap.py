@@ -196,6 +196,14 @@ def first_compilation() -> float:
     return round(seconds[0] - seconds[1], 2)
 
 
+def _beyond_the_start(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
+    """What the last of several sizes takes more than the first."""
+    seconds, mb = last["cpu_seconds"] - first["cpu_seconds"], last["text_mb"] - first["text_mb"]
+    if seconds <= 0:
+        return []
+    return [f"From the first row to the last: {mb / seconds:,.1f} MB per CPU second.", ""]
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The table for people."""
     kinds = ", ".join(f"{kind} {mb} MB" for kind, mb in result["corpus"]["kinds"].items())
@@ -213,6 +221,7 @@ def markdown(result: dict[str, Any]) -> str:
     speed = result["mb_per_cpu_second"]
     for way, value in speed.items():
         lines.append(f"| {way} | {value:,.1f} | {speed['ours, search'] / value:,.1f} |")
+    first, last = result["command_scaling"][0], result["command_scaling"][-1]
     lines += [
         "",
         f"The first start on a machine compiles for {result['compile_cpu_seconds']} CPU seconds; later ones "
@@ -228,6 +237,7 @@ def markdown(result: dict[str, Any]) -> str:
             for row in result["command_scaling"]
         ),
         "",
+        *_beyond_the_start(first, last),
     ]
     return "\n".join(lines)
 

@@ -188,7 +188,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
     whole = outputs(tmp_path / "out"), outputs(tmp_path / "clean")
     (tmp_path / "clean").rename(tmp_path / "first")
     command = arguments(test_set, tmp_path / "again", *corpora, **options)
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(0.3 * seconds + generator.random() * seconds * 0.9)

@@ -189,6 +189,8 @@ def run_search(job: Job, overwrite: bool) -> State:
             log.commit(is_searched=True)
     if (work / HITS).exists():
         os.replace(work / HITS, job.output / HITS)
+    if not (job.output / HITS).exists():
+        raise UserError(f"{job.output / HITS}: is gone; begin anew with --overwrite")
     return state
 
 

@@ -70,6 +70,8 @@ def classes() -> npt.NDArray[np.uint8]:
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Kept on disk beside this file, or in the user's cache; where neither can be written, in memory."""
+    # _nrt=False: arrays come from the caller, so none is counted; counting them took three quarters of the
+    # time.
     try:
         return numba.njit(_nrt=False, cache=True)(function)
     except RuntimeError:
