@@ -49,7 +49,7 @@ def texts_of_few_words(draw: st.DrawFn) -> str:
     return draw(st.sampled_from(["", " ", "\u3000", "\n\n"])) + "".join(w + gap for w, gap in parts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(texts_of_few_words(), min_size=1, max_size=4),
     st.lists(texts_of_few_words(), min_size=1, max_size=5),
@@ -120,7 +120,7 @@ class Decimal(Numbers):
         return " ".join(map(str, ids))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=40), min_size=1, max_size=4),
     st.lists(st.lists(st.integers(0, 3), max_size=60), min_size=1, max_size=5),
