@@ -43,9 +43,9 @@ def draw_run(run: Path, out_dir: Path) -> list[Path]:
     losses, rates = train_series(history, "loss"), train_series(history, "lr")
     drawn: list[Path] = []
     if losses or history.evaluations:
-        drawn.append(_write(_loss_figure(history, losses), out_dir / "loss.png"))
+        drawn.append(write_figure(_loss_figure(history, losses), out_dir / "loss.png"))
     if rates:
-        drawn.append(_write(_rate_figure(rates), out_dir / "learning_rate.png"))
+        drawn.append(write_figure(_rate_figure(rates), out_dir / "learning_rate.png"))
     if not drawn:
         raise UserError(f"{record}: no iteration is recorded yet; draw after the first log line")
     return drawn
@@ -101,7 +101,7 @@ def _loss_figure(history: RunHistory, train: Series) -> Figure:
             shown.append(series[-1][1])
     if shown:
         _limit(axes, shown, [value for _, value in train])
-    _legend(axes)
+    draw_legend(axes)
     return figure
 
 
@@ -129,13 +129,19 @@ def _rate_figure(rates: Series) -> Figure:
 
 
 def _axes(title: str, unit: str) -> tuple[Figure, Any]:
+    figure, axes = plain_axes(title, "iteration", unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    return figure, axes
+
+
+def plain_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Any]:
+    """An empty figure with one pair of axes, as all pictures here have them."""
     figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=12)
-    axes.set_xlabel("iteration", color=INK)
-    axes.set_ylabel(unit, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=0)
@@ -146,7 +152,8 @@ def _axes(title: str, unit: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _legend(axes: Any) -> None:
+def draw_legend(axes: Any) -> None:
+    """The names of curves, beside them where they are many."""
     entries = len(axes.get_legend_handles_labels()[0])
     if entries <= 8:
         axes.legend(labelcolor=INK, fontsize=9, facecolor="white", edgecolor="white", framealpha=0.85)
@@ -156,7 +163,12 @@ def _legend(axes: Any) -> None:
         )
 
 
-def _write(figure: Figure, path: Path) -> Path:
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Writes a PNG, whole or not at all.
+
+    Raises:
+        UserError: the disk refuses.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

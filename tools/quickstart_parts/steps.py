@@ -220,7 +220,7 @@ class Runner:
                 stdout=stdout,
                 start_new_session=True,  # a Ctrl-C reaches it once, and from us
                 pass_fds=(self._lock,),  # held as long as a command lives, even without us
-                preexec_fn=_end_with(os.getpid()),
+                preexec_fn=end_with(os.getpid()),
             )
             if self._signals:  # one came while it was started
                 self._pass_on()
@@ -283,7 +283,7 @@ def _locked(folder: Path) -> int:
         time.sleep(0.2)
 
 
-def _end_with(parent: int):  # type: ignore[no-untyped-def]
+def end_with(parent: int):  # type: ignore[no-untyped-def]
     """For a child before it becomes its program: the kernel asks it to stop when we die, however we die."""
     if sys.platform != "linux":
         return None
