@@ -176,7 +176,7 @@ class BrokenFile:
         yield Broken(self.where, self.reason)
 
 
-class _BrokenArchive(Exception):
+class BrokenArchive(Exception):
     """Compressed data that is damaged or cut off."""
 
 
@@ -199,12 +199,12 @@ def _gunzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
             try:
                 yield member.decompress(rest)
             except zlib.error as error:
-                raise _BrokenArchive(f"is damaged gzip data ({error})") from None
+                raise BrokenArchive(f"is damaged gzip data ({error})") from None
             rest = member.unused_data
             if member.eof:
                 member, begun = zlib.decompressobj(wbits=31), False
     if begun:
-        raise _BrokenArchive("is gzip data that is cut off")
+        raise BrokenArchive("is gzip data that is cut off")
 
 
 def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -219,19 +219,19 @@ def _unzstd(blocks: Iterator[bytes]) -> Iterator[bytes]:
             try:
                 yield frame.decompress(rest)
             except zstandard.ZstdError as error:
-                raise _BrokenArchive(f"is damaged zstd data ({error})") from None
+                raise BrokenArchive(f"is damaged zstd data ({error})") from None
             rest = frame.unused_data if frame.eof else b""
             if frame.eof:
                 frame, begun = decompressor.decompressobj(), False
     if begun:
-        raise _BrokenArchive("is zstd data that is cut off")
+        raise BrokenArchive("is zstd data that is cut off")
 
 
 def _as_they_are(blocks: Iterator[bytes]) -> Iterator[bytes]:
     return blocks
 
 
-_DECOMPRESS: dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
+DECOMPRESS: dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
     ".jsonl": _as_they_are,
     ".jsonl.gz": _gunzip,
     ".jsonl.zst": _unzstd,
@@ -239,9 +239,9 @@ _DECOMPRESS: dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]] = {
 
 
 def _format_of(path: Path, in_folder: bool) -> str:
-    """The format by the name: a key of `_DECOMPRESS`, ".parquet" or "text"."""
+    """The format by the name: a key of `DECOMPRESS`, ".parquet" or "text"."""
     name = path.name.lower()
-    for suffix in (*_DECOMPRESS, ".parquet"):
+    for suffix in (*DECOMPRESS, ".parquet"):
         if name.endswith(suffix):
             return suffix
     # Megatron-LM's habit is to call JSON lines .json; in a folder of code a .json is a file like the others.
@@ -424,7 +424,7 @@ def json_line_chunks(found: Input, key: str, raw: Generator[bytes, None, None]) 
         return JsonLines(file, line, key, data.removeprefix(_UTF8_BOM) if line == 1 else data)
 
     try:
-        for whole in _DECOMPRESS[found.format](raw):
+        for whole in DECOMPRESS[found.format](raw):
             block = whole
             if is_too_long:
                 end = block.find(b"\n") + 1
@@ -448,7 +448,7 @@ def json_line_chunks(found: Input, key: str, raw: Generator[bytes, None, None]) 
                     yield lines(data)
                 line += data.count(b"\n")
                 pending, pending_bytes, line_bytes, is_too_long = [], 0, 0, True
-    except _BrokenArchive as error:
+    except BrokenArchive as error:
         broken = str(error)
     finally:
         raw.close()

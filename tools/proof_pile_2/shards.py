@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from megatron.data.readers import _DECOMPRESS, _BrokenArchive
+from megatron.data.readers import DECOMPRESS, BrokenArchive
 from megatron.neox_arguments.errors import UserError
 from tools.proof_pile_2.documents import Broken, Document, decoded_meta, version_of
 from tools.proof_pile_2.places import Place, identity_of, listing, open_place, shown_path
@@ -108,7 +108,7 @@ class JsonLinesShard:
                     yield Broken(here, f"is a line of more than {limit} bytes")
                 elif line and not line.isspace():
                     yield document_of_line(line, here, self.options)
-        except _BrokenArchive as error:
+        except BrokenArchive as error:
             yield Broken(where, str(error))
         except OSError as error:
             raise UserError(f"{where}: cannot be read ({error.strerror or error}); check the disk") from None
@@ -118,7 +118,7 @@ class JsonLinesShard:
         blocks = self._blocks()
         if self.format != ".jsonl":
             return cut_lines(
-                bounded(_DECOMPRESS[self.format](blocks), self.size_bytes, self.options.limits),
+                bounded(DECOMPRESS[self.format](blocks), self.size_bytes, self.options.limits),
                 self.options.limits.max_record_bytes,
             )
         return self._own_lines(cut_lines(blocks, self.options.limits.max_record_bytes))
@@ -153,7 +153,7 @@ def bounded(pieces: Iterable[bytes], compressed_bytes: int, limits: Limits) -> I
     for piece in pieces:
         total += len(piece)
         if total > allowed:
-            raise _BrokenArchive(f"expands beyond {allowed} bytes; the rest is not read")
+            raise BrokenArchive(f"expands beyond {allowed} bytes; the rest is not read")
         yield piece
 
 
@@ -404,9 +404,9 @@ def walk(root: Path, options: ReadOptions) -> Iterator[str]:
 
 
 def _kind(name: str, in_folder: bool) -> str:
-    """A key of `_DECOMPRESS`, ".parquet" or "text", by the name."""
+    """A key of `DECOMPRESS`, ".parquet" or "text", by the name."""
     lower = name.lower()
-    for suffix in (*_DECOMPRESS, ".parquet"):
+    for suffix in (*DECOMPRESS, ".parquet"):
         if lower.endswith(suffix):
             return suffix
     if lower.endswith((".json.gz", ".json.zst")):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from megatron.data.readers import _DECOMPRESS, _BrokenArchive
+from megatron.data.readers import DECOMPRESS, BrokenArchive
 from megatron.neox_arguments.errors import UserError
 from tools.proof_pile_2.documents import Broken, Document, version_of
 from tools.proof_pile_2.open_web_math.packages import needed
@@ -110,7 +110,7 @@ class _Pieces(io.RawIOBase):
                 self._rest = memoryview(next(self._pieces))
             except StopIteration:
                 return 0
-            except _BrokenArchive as error:
+            except BrokenArchive as error:
                 self.reason = str(error)
                 return 0
         count = min(len(target), len(self._rest))
@@ -163,7 +163,7 @@ class WarcShard:
     def _pieces(self, file: IO[bytes]) -> Iterator[bytes]:
         size = _BLOCK_BYTES if self.format == ".jsonl" else _COMPRESSED_BLOCK_BYTES
         blocks = iter(lambda: file.read(size), b"")
-        pieces = _DECOMPRESS[self.format](blocks)
+        pieces = DECOMPRESS[self.format](blocks)
         return pieces if self.format == ".jsonl" else bounded(pieces, self.size_bytes, self.options.limits)
 
     def _page(self, record: Any, where: str) -> Document | Broken | None:
