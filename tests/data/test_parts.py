@@ -90,6 +90,18 @@ def test_parts_are_the_whole(
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", ["", ".zst"])
+@pytest.mark.parametrize("line_bytes", [16, 31, 32, 33, 63, 64, 65, 128])
+def test_lines_that_end_at_the_border_of_a_part(tmp_path: Path, line_bytes: int, kind: str) -> None:
+    texts = [f"{number:02}".ljust(line_bytes - len('{"text":""}') - 1, "x") for number in range(40)]
+    content = b"".join(b'{"text":"%s"}\n' % text.encode() for text in texts)
+    assert len(content) == 40 * line_bytes
+    path = tmp_path / f"c.jsonl{kind}"
+    path.write_bytes(zstandard.compress(content) if kind else content)
+    assert texts_of(records_of(Plan.of(Corpus([path])), 2)) == texts
+
+
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("processes", [1, 3])
 def test_several_kinds_of_input(tmp_path: Path, processes: int) -> None:
     texts = [f"text {number} " * (number % 7 + 1) for number in range(40)]
