@@ -167,6 +167,7 @@ def start(options: argparse.Namespace) -> int:
     from megatron.launcher import launchers
     from megatron.launcher.frozen import HASH_VARIABLE, freeze
     from megatron.launcher.job import Job, python_of_ranks
+    from megatron.launcher.plan import torn_groups
 
     cfg, notices = load(options)
     for notice in notices:
@@ -184,6 +185,9 @@ def start(options: argparse.Namespace) -> int:
         show(cfg, plan)
         return 0
     assert world is not None
+    torn = torn_groups([len(host.slots) for host in world.hosts], cfg.parallel.model_parallel_size)
+    if torn:
+        tell(f"warning: {torn}")
     frozen = freeze(cfg)
     tell(f"launcher {choice.name} ({choice.reason}); {plan}; configuration {frozen.path}, "
          f"sha256 {frozen.sha256[:16]}…")  # fmt: skip

@@ -324,6 +324,8 @@ def _problem(error: ErrorDetails, model: type[Concern], setting: Setting | None)
 
 def _remedy(error: ErrorDetails, name: str, info: FieldInfo) -> str:
     kind, value = error["type"], error["input"]
+    if "remedy" in error.get("ctx", {}):
+        return str(error["ctx"]["remedy"])
     if kind == "missing":
         return f"set it: {(info.description or name).split(';')[0].rstrip('.')}"
     if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type"):

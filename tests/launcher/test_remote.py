@@ -196,6 +196,11 @@ def test_a_submission_on_a_fake_login_node(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "--set num_nodes=32" in refused.stderr
     assert "--set num_gpus=8" in refused.stderr
+    torn = deepy("--submit", "--dry-run", "--set", "num_nodes=2", "--set", "num_gpus=7")
+    assert "warning: 1 tensor parallel group lies on more than one machine" in torn.stderr
+    unclosed = deepy("--submit", "--dry-run", *size, "--set", 'slurm_prologue=["echo \'a"]')
+    assert unclosed.returncode == 2
+    assert "error: slurm_prologue=" in unclosed.stderr
     odd = deepy("--submit", "--set", "num_nodes=3", "--set", "num_gpus=1")
     assert "which does not divide 3 ranks" in odd.stderr
     shown = deepy("--submit", "--dry-run", *size)
