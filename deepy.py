@@ -195,7 +195,7 @@ def start(options: argparse.Namespace) -> int:
     python = python_of_ranks(cfg.launch.rank_python, cfg.slurm.slurm_container)
     command = (python, str(options.script), "--config", str(frozen.path), *options.own_arguments)
     variables = {HASH_VARIABLE: frozen.sha256, COMMAND_VARIABLE: options.command, **cfg.launch.environment}
-    job = Job(command, Path.cwd(), variables)
+    job = Job(command, Path.cwd(), variables, shared=frozen.path.parent)
     if options.print_commands:
         print(launchers.shown(choice, job, world, settings, os.environ))
         return 0
