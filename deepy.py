@@ -28,8 +28,9 @@ EPILOG = """\
 Files merge from left to right, later keys win, --set wins over files. What follows -- goes to the program.
 
 Ctrl-C lets the ranks finish their step, save and stop; the same command goes on from there. A second one
-ends them at once. Exit status: 0 done, 2 wrong input, 130 stopped by Ctrl-C, else that of the rank that died
-first.
+ends them at once. So do SIGUSR1 and SIGTERM, which schedulers send, and SIGHUP of a closed terminal.
+Exit status: 0 done, or saved and stopped for a scheduler; 2 wrong input; 129 saved and stopped by SIGHUP, 130
+by Ctrl-C; else that of the rank that died first (75: ranks hung or were gone, start again).
 
 examples:
   python deepy.py train.py configs/llemma_7b.yml configs/proof_pile_2.yml

@@ -20,6 +20,7 @@ from pathlib import Path
 from megatron.launcher.job import Commands
 from megatron.launcher.processes import (
     POLL_SECONDS,
+    SCHEDULERS_SIGNALS,
     Patience,
     Stop,
     die_with,
@@ -215,7 +216,7 @@ class _Watch:
         returned = shell_status(self._process.returncode)
         if self._stop.received:
             first = self._stop.received[0]
-            by_person = first in (signal.SIGINT, signal.SIGHUP)
+            by_person = first not in SCHEDULERS_SIGNALS
             obeyed = returned in (0, 128 + first) and self._failure in (None, 128 + first)
             if obeyed or self._handled > 1:
                 return 128 + first if by_person else 0 if obeyed else returned
