@@ -189,8 +189,8 @@ def commands(
         port = world.master_port or slurm.master_port(allocation.job_id, attempt)
         return slurm.srun(job, replace(world, master_port=port), settings.slurm, allocation, environment)
     if choice.name == "openmpi":
-        as_root = os.geteuid() == 0
-        return openmpi.mpirun(job, _with_port(world), environment, as_root=as_root)
+        as_root, on_terminal = os.geteuid() == 0, os.isatty(1)
+        return openmpi.mpirun(job, _with_port(world), environment, as_root=as_root, on_terminal=on_terminal)
     if choice.name == "pdsh":
         run = hashlib.sha256(f"{job} {os.getpid()} {socket.gethostname()}".encode()).hexdigest()[:12]
         return pdsh.pdsh(job, _with_port(world), environment, run=f"{run}-{attempt}")

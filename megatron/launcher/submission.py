@@ -60,7 +60,8 @@ def _checked(cfg: RunConfig) -> int:
     problems = [*slurm.submission_problems(cfg.launch), *slurm.prologue_problems(cfg.slurm)]
     if cfg.launch.launcher not in ("auto", "slurm"):
         constraint = "was chosen, and --submit is SLURM's"
-        problems.append(Problem("launcher", cfg.launch.launcher, constraint, "add --set launcher=slurm"))
+        remedy = "leave it out, or add --set launcher=slurm"
+        problems.append(Problem("launcher", cfg.launch.launcher, constraint, remedy))
     if cfg.checkpoint.save is None:
         constraint = "is not set, and the ranks read their configuration there"
         problems.append(Problem("save", None, constraint, "set it to a folder on the shared disk"))

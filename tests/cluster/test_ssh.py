@@ -42,6 +42,8 @@ asked = []
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, lambda number, frame: asked.append(number))
 found = {name: os.environ.get(name) for name in names}
+from megatron.monitoring.console import Console
+found |= {"bar": Console(1)._has_bar}
 found |= {"same": same, "connection": os.environ.get("SSH_CONNECTION", "").split()[2:3]}
 open(f"rank{rank}.json", "w").write(json.dumps(found))
 if sys.argv[-1] == "dies" and rank == "3" and os.environ["DEEPY_ATTEMPT"] == "0":
@@ -81,8 +83,8 @@ def deepy(folder: Path, hosts: SshHosts, *arguments: object) -> subprocess.Popen
     with open(folder / "out.txt", "w") as out, open(folder / "err.txt", "w") as err:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "deepy.py"), *map(str, arguments)],
-            cwd=folder, env={**hosts.environment, "NCCL_DEBUG": "WARN", "HF_TOKEN": "h0sh"}, stdout=out,
-            stderr=err, text=True,
+            cwd=folder, env={**hosts.environment, "NCCL_DEBUG": "WARN", "HF_TOKEN": "h0sh", "TERM": "xterm"},
+            stdout=out, stderr=err, text=True,
         )  # fmt: skip
 
 
@@ -113,6 +115,7 @@ def test_ranks_are_where_they_were_planned(
         assert (place["NCCL_DEBUG"], place["HF_TOKEN"]) == ("WARN", "h0sh")
         assert place["connection"] == [f"127.0.2.{rank // 2 + 1}"]
         assert place["same"]
+        assert not place["bar"], "the output goes into a file"
 
 
 @BOTH

@@ -58,13 +58,19 @@ def test_containers() -> None:
 
 
 def test_mpirun() -> None:
-    found = openmpi.mpirun(JOB, WORLD, {"NCCL_DEBUG": "INFO", "HOME": "/root"}, as_root=True)
+    found = openmpi.mpirun(
+        JOB, WORLD, {"NCCL_DEBUG": "INFO", "HOME": "/root"}, as_root=True, on_terminal=True
+    )
     text = " ".join(found.start)
     assert text.startswith("mpirun --allow-run-as-root -np 4 --host n0:2,n1:2 --map-by slot --bind-to none ")
     assert "-x NCCL_DEBUG" in text
     assert "-x HOME" not in text
-    assert "--allow-run-as-root" not in openmpi.mpirun(JOB, WORLD, {}, as_root=False).start
+    assert "--allow-run-as-root" not in openmpi.mpirun(JOB, WORLD, {}, as_root=False, on_terminal=True).start
     assert found.signals[signal.SIGTERM] == signal.SIGUSR1
+    assert "TERM" not in found.environment
+    into_a_file = openmpi.mpirun(JOB, WORLD, {}, as_root=True, on_terminal=False)
+    assert "-x TERM" in " ".join(into_a_file.start)
+    assert into_a_file.environment["TERM"] == "dumb"
 
 
 def test_pdsh() -> None:
@@ -96,7 +102,7 @@ def test_credentials_are_in_no_command_and_in_nothing_shown() -> None:
     assert list(found.private_files) == [Path("/s/50%/.deepy-r1-0"), Path("/s/50%/.deepy-r1-1")]
     for text in found.private_files.values():
         assert json.loads(text) == {**SECRETS, "MY_PASSWORD": "hush6"}
-    by_mpi = openmpi.mpirun(job, WORLD, inherited, as_root=False)
+    by_mpi = openmpi.mpirun(job, WORLD, inherited, as_root=False, on_terminal=True)
     assert "hush" not in " ".join([*by_mpi.start, by_mpi.shown()])
     assert "HF_TOKEN=…" in by_mpi.shown()
     assert by_mpi.environment["HF_TOKEN"] == "hush3"
