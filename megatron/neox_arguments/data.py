@@ -90,7 +90,7 @@ class TokenizerConfig(Concern):
         "SPMTokenizer", "SPMTokenizer reads a SentencePiece model, HFTokenizer a Hugging Face tokenizer.json."
     )
     vocab_file: FilePath | None = key(None, "The tokenizer's file: tokenizer.model or tokenizer.json.")
-    eod_token: Text | None = key(
+    eod_token: str | None = key(
         None,
         "Token that ends a document; unk0 is GPT-NeoX's id 0.",
         derived="the tokenizer's end of sequence",
