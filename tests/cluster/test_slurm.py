@@ -144,7 +144,7 @@ def test_killed_signalled_and_preempted_it_ends_as_if_never_interrupted(small: C
     assert small.job(job)["Restarts"] == "1"
 
     urgent = small.run(
-        "sbatch", "--parsable", "-p", "high", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"
+        "sbatch", "--parsable", "-p", "high", "-N4", "--exclusive", "--wrap", "sleep 1"
     ).strip()
     small.wait(urgent, "COMPLETED", limit_seconds=60)
     small.wait(job, "COMPLETED", limit_seconds=150)
