@@ -27,8 +27,8 @@ PLAN_OPTIONS = ("nodes", "gpus_per_node", "gpu", "gpu_memory", "mfu", "disk_spee
 EPILOG = """\
 Files merge from left to right, later keys win, --set wins over files. What follows -- goes to the program.
 
-Ctrl-C lets the ranks finish their step, save and stop; the same command goes on from there. A second one
-ends them at once. So do SIGUSR1 and SIGTERM, which schedulers send, and SIGHUP of a closed terminal.
+Ctrl-C lets the ranks finish their step, save and stop, and so does a scheduler's SIGUSR1 or SIGTERM, or the
+SIGHUP of a closed terminal; the same command goes on from there. A second Ctrl-C ends them at once.
 Exit status: 0 done, or saved and stopped for a scheduler; 2 wrong input; 129 saved and stopped by SIGHUP, 130
 by Ctrl-C; else that of the rank that died first (75: ranks hung or were gone, start again).
 
