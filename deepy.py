@@ -27,9 +27,10 @@ PLAN_OPTIONS = ("nodes", "gpus_per_node", "gpu", "gpu_memory", "mfu", "disk_spee
 EPILOG = """\
 Files merge from left to right, later keys win, --set wins over files. What follows -- goes to the program.
 
-Ctrl-C lets the ranks finish their step, save and stop; the same command goes on from there. A second one
-ends them at once. Exit status: 0 done, 2 wrong input, 130 stopped by Ctrl-C, else that of the rank that died
-first.
+Ctrl-C lets the ranks finish their step, save and stop, and so does a scheduler's SIGUSR1 or SIGTERM, or the
+SIGHUP of a closed terminal; the same command goes on from there. A second Ctrl-C ends them at once.
+Exit status: 0 done, or saved and stopped for a scheduler; 2 wrong input; 129 saved and stopped by SIGHUP, 130
+by Ctrl-C; else that of the rank that died first (75: ranks hung or were gone, start again).
 
 examples:
   python deepy.py train.py configs/llemma_7b.yml configs/proof_pile_2.yml
@@ -167,6 +168,7 @@ def start(options: argparse.Namespace) -> int:
     from megatron.launcher import launchers
     from megatron.launcher.frozen import HASH_VARIABLE, freeze
     from megatron.launcher.job import Job, python_of_ranks
+    from megatron.launcher.plan import torn_groups
 
     cfg, notices = load(options)
     for notice in notices:
@@ -184,6 +186,9 @@ def start(options: argparse.Namespace) -> int:
         show(cfg, plan)
         return 0
     assert world is not None
+    torn = torn_groups([len(host.slots) for host in world.hosts], cfg.parallel.model_parallel_size)
+    if torn:
+        tell(f"warning: {torn}")
     frozen = freeze(cfg)
     tell(f"launcher {choice.name} ({choice.reason}); {plan}; configuration {frozen.path}, "
          f"sha256 {frozen.sha256[:16]}…")  # fmt: skip
@@ -191,7 +196,7 @@ def start(options: argparse.Namespace) -> int:
     python = python_of_ranks(cfg.launch.rank_python, cfg.slurm.slurm_container)
     command = (python, str(options.script), "--config", str(frozen.path), *options.own_arguments)
     variables = {HASH_VARIABLE: frozen.sha256, COMMAND_VARIABLE: options.command, **cfg.launch.environment}
-    job = Job(command, Path.cwd(), variables)
+    job = Job(command, Path.cwd(), variables, shared=frozen.path.parent)
     if options.print_commands:
         print(launchers.shown(choice, job, world, settings, os.environ))
         return 0

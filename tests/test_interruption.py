@@ -118,7 +118,7 @@ def test_a_request_of_the_scheduler_in_another_layout(place: Place) -> None:
     folder = place.folder / "sigterm"
     arguments = place.arguments(folder, **{**CHANGES, **changes})
     stopped = interrupt(folder, arguments, signal.SIGTERM)
-    assert stopped.status == 128 + signal.SIGTERM, stopped.err
+    assert stopped.status == 0, stopped.err
     assert latest(folder / "save") != f"global_step{STEPS}"
     done = latest(folder / "save").removeprefix("global_step")
     requeue = folder / "save" / "requeue"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,24 +62,42 @@ def freeze(cfg: RunConfig) -> FrozenConfig:
 
 
 def read_frozen(path: Path, environment: Mapping[str, str]) -> RunConfig:
-    """Reads the file in a rank; `environment` holds the hash where a launcher started it.
+    """Reads the file in a rank or a batch script; `environment` holds the hash where a launcher started it.
+
+    The hash must also be the one in the file's name, and in the `.sha256` beside it.
 
     Raises:
         UserError: the file is missing, or is not what the launcher wrote.
     """
-    expected = environment.get(HASH_VARIABLE)
-    if expected is not None:
-        try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; `save` must lie on a disk that all machines share"
+        ) from error
+    for expected, where in _expected(path, environment):
+        if not found.startswith(expected):
             raise UserError(
-                f"--config {path}: {error.strerror}; `save` must lie on a disk that all machines share"
-            ) from error
-        if found != expected:
-            raise UserError(
-                f"--config {path}: its sha256 is {found}, the launcher wrote {expected}; start the run again"
+                f"{path}: its sha256 is {found}, and {where} says {expected}: it was changed after it was "
+                "frozen; start the run again from its YAML files"
             )
     return RunConfig.thaw(path)
+
+
+def _expected(path: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What the sha256 of `path` must begin with, and where that is said."""
+    if HASH_VARIABLE in environment:
+        yield environment[HASH_VARIABLE], "the launcher"
+    if re.fullmatch(r"[0-9a-f]{16}", path.stem):
+        yield path.stem, "its name"
+    beside = path.with_suffix(".sha256")
+    try:
+        words = beside.read_text(encoding="utf-8", errors="replace").split()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{beside}: {error.strerror}; start the run again from its YAML files") from error
+    yield (words[0] if words else "nothing"), str(beside)
 
 
 def _write(path: Path, text: str) -> None:

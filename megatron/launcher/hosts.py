@@ -15,6 +15,9 @@ from pathlib import Path
 from megatron.neox_arguments.errors import ConfigError, Problem, UserError
 
 HOSTFILE_VARIABLE = "DLTS_HOSTFILE"  # where GPT-NeoX's users name their hostfile
+# A host's name or IPv4 address. ssh takes more, but to pdsh and mpirun commas and brackets make lists, colons
+# count slots, ^ and / name files and patterns, and a leading - leaves a machine out.
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def read_hostfile(path: Path, key: str = "hostfile") -> tuple[Host, ...]:
         UserError: the file cannot be read. ConfigError: a line is of another form, or a name stands twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise UserError(f"{key}={path}: {said}; give a file with lines such as `n0 slots=8`") from error
@@ -80,6 +83,8 @@ def read_hostfile(path: Path, key: str = "hostfile") -> tuple[Host, ...]:
             problems.append(
                 Problem(key, text, "is not `name slots=N`", "write for instance n0 slots=8", where)
             )
+        elif not _HOST.fullmatch(found[1]):
+            problems.append(Problem(key, found[1], *_no_host(found[1]), where))
         elif found[1] in [host.name for host in hosts]:
             problems.append(Problem(key, found[1], "stands twice", "give each machine one line", where))
         else:
@@ -89,6 +94,16 @@ def read_hostfile(path: Path, key: str = "hostfile") -> tuple[Host, ...]:
     if problems:
         raise ConfigError(problems)
     return tuple(hosts)
+
+
+def _no_host(name: str) -> tuple[str, str]:
+    """Why a word cannot be a machine's name here, and what to write."""
+    if "@" in name:
+        return "holds a user's name", "leave it out, and put `User` for this host into ~/.ssh/config"
+    if ":" in name:
+        return "holds a colon, as an IPv6 address does", "write a name, and its address into ~/.ssh/config"
+    remedy = "write each machine's name on a line of its own, of letters, digits, dots and hyphens"
+    return "is not the name of one machine", remedy
 
 
 def chosen_hosts(
@@ -137,7 +152,10 @@ def _filter(key: str, text: str, hosts: tuple[Host, ...]) -> dict[str, tuple[int
         if name not in there:
             remedy = f"the machines are {', '.join(list(there)[:8])}{'…' if len(there) > 8 else ''}"
             problems.append(Problem(key, text, f"there is no machine {name!r}", remedy))
-        elif colon and not re.fullmatch(r"\d+(,\d+)*", slots):
+        elif colon and not slots:
+            remedy = f"write for instance {name}:0,2, or {name} for all its slots"
+            problems.append(Problem(key, text, f"{part!r} has no slots after the colon", remedy))
+        elif colon and not re.fullmatch(r"[0-9]+(,[0-9]+)*", slots):
             problems.append(Problem(key, text, f"{part!r} is not name:0,2", "write for instance n0@n1:0,2"))
         elif not colon:
             found[name] = None

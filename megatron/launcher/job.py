@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron.neox_arguments.urls import is_secret
+
 ROOT = Path(__file__).resolve().parents[2]
 RANK_MODULE = "megatron.launcher.rank"
 
 # What travels to other machines where the launcher does not carry the whole environment (OpenMPI, pdsh).
 _TRAVELLING = re.compile(
-    r"(NCCL|UCX|FI|GLOO|TORCH|TORCHINDUCTOR|TRITON|CUDA|CUDNN|NVTE|OMP|MKL|HF|WANDB|AWS|SSL|LC)_.*"
+    r"(NCCL|UCX|FI|GLOO|TORCH|TORCHINDUCTOR|TRITON|CUDA|CUDNN|NVTE|OMP|MKL|HF|WANDB|AWS|FSSPEC|SSL|LC)_.*"
     r"|PYTHON.*|DEEPY_(?!CONFIG_SHA256|COMMAND).*|PATH|LD_LIBRARY_PATH|LD_PRELOAD|LANG|VIRTUAL_ENV|[a-zA-Z_]+_proxy"
 )
 # Set anew for each rank, so that an old one must not travel.
@@ -25,11 +27,15 @@ _PER_RANK = {"CUDA_VISIBLE_DEVICES"}
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank runs: a program, its folder, and the variables it gets beside those it inherits."""
+    """What every rank runs: a program, its folder, and the variables it gets beside those it inherits.
+
+    `shared` is a folder that all machines see, by default that of the program.
+    """
 
     command: tuple[str, ...]
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    shared: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Commands:
 
     `stop` maps a signal's name to the command that passes it on; None: the signal goes to the start command
     itself, as `signals` says. `failure` finds the exit status of a dead rank in what the start command writes
-    to standard error.
+    to standard error. `private_files` are written for this start, for nobody else to read, and removed.
     """
 
     start: tuple[str, ...]
@@ -46,17 +52,23 @@ class Commands:
     failure: re.Pattern[str]
     signals: Mapping[int, int] = field(default_factory=dict)
     stop: Mapping[str, tuple[str, ...]] | None = None
+    private_files: Mapping[Path, str] = field(default_factory=dict)
 
     def shown(self) -> str:
-        """The start command as one can type it."""
-        return shlex.join(
-            [*(["env", *assignments(self.environment)] if self.environment else []), *self.start]
-        )
+        """The start command as one can type it, but for credentials."""
+        variables = ["env", *shown_assignments(self.environment)] if self.environment else []
+        files = [f"# deepy.py writes {path}, with credentials" for path in self.private_files]
+        return "\n".join([*files, shlex.join([*variables, *self.start])])
 
 
 def assignments(variables: Mapping[str, str]) -> list[str]:
     """`NAME=value` of each."""
     return [f"{name}={value}" for name, value in variables.items()]
+
+
+def shown_assignments(variables: Mapping[str, str]) -> list[str]:
+    """`assignments` as they may be shown: `NAME=…` of a credential."""
+    return [f"{name}={'…' if is_secret(name, value) else value}" for name, value in variables.items()]
 
 
 def travelling(environment: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from megatron.launcher.hosts import (
     in_words,
     read_hostfile,
 )
-from megatron.launcher.job import Commands, Job
+from megatron.launcher.job import Commands, Job, shown_assignments
 from megatron.launcher.local import launch as launch_here
 from megatron.launcher.plan import RankPlan
 from megatron.launcher.ports import free_port, guessed_port
@@ -189,8 +189,8 @@ def commands(
         port = world.master_port or slurm.master_port(allocation.job_id, attempt)
         return slurm.srun(job, replace(world, master_port=port), settings.slurm, allocation, environment)
     if choice.name == "openmpi":
-        as_root = os.geteuid() == 0
-        return openmpi.mpirun(job, _with_port(world), environment, as_root=as_root)
+        as_root, on_terminal = os.geteuid() == 0, os.isatty(1)
+        return openmpi.mpirun(job, _with_port(world), environment, as_root=as_root, on_terminal=on_terminal)
     if choice.name == "pdsh":
         run = hashlib.sha256(f"{job} {os.getpid()} {socket.gethostname()}".encode()).hexdigest()[:12]
         return pdsh.pdsh(job, _with_port(world), environment, run=f"{run}-{attempt}")
@@ -233,7 +233,8 @@ def shown(choice: Choice, job: Job, world: World, settings: Settings, environmen
     if found is not None:
         return found.shown()
     port = world.master_port or free_port()
-    words = " ".join(f"{name}={shlex.quote(value)}" for name, value in job.environment.items())
+    pairs = [assignment.partition("=") for assignment in shown_assignments(job.environment)]
+    words = " ".join(f"{name}={shlex.quote(value)}" for name, _, value in pairs)
     hidden = "" if world.on_gpu else "CUDA_VISIBLE_DEVICES= "
     return "\n".join(
         f"env {words} RANK={rank} LOCAL_RANK={rank} WORLD_SIZE={world.size} LOCAL_WORLD_SIZE={world.size} "

@@ -26,6 +26,7 @@ from megatron.launcher.devices import available_cores
 from megatron.launcher.ports import checked_port, free_port
 from megatron.launcher.processes import (
     POLL_SECONDS,
+    SCHEDULERS_SIGNALS,
     Patience,
     Stop,
     die_with,
@@ -112,7 +113,9 @@ def launch(
 
     Returns:
         0 when every rank ended with 0. The exit status of the rank that died first, 128 + the signal when one
-        killed it. After a stop that all ranks obeyed 128 + that signal: `deepy.py … && next` must stop too.
+        killed it. After a stop that all ranks obeyed 0 where a scheduler asked for it (SIGTERM or USR1: its
+        batch script looks at the requeue file), 128 + the signal where a person did: `deepy.py … && next`
+        must stop too.
 
     Raises:
         UserError: the command cannot be started, or the port is taken.
@@ -260,10 +263,12 @@ class _Watch:
                     rank.signal(signum)
 
     def _status(self) -> int:
+        if self._dead is None and self._handled < 2:
+            asked = self._stop.received[0] if self._handled else signal.SIGTERM
+            return 0 if asked in SCHEDULERS_SIGNALS else 128 + asked
         if self._handled > 1 or (self._handled and self._obeyed()):
-            return 128 + self._stop.received[0]
-        if self._dead is None:
-            return 0
+            return 128 + self._stop.received[0]  # killed, some by the signal itself: not saved
+        assert self._dead is not None
         return shell_status(self._dead.process.returncode)
 
     def _obeyed(self) -> bool:

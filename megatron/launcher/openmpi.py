@@ -3,7 +3,8 @@
 
 mpirun carries no environment to other machines by itself, passes USR1 on to every rank, and ends all ranks
 when one dies or when it is ended. It would answer SIGTERM by killing ranks before they have saved, so every
-request to stop reaches them as USR1.
+request to stop reaches them as USR1. It gives each rank a terminal of its own for standard output, so that a
+rank cannot tell whether a person or a file reads it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from megatron.launcher.remote import failure_line
 _FAILURE = failure_line(r"^\s*Exit code:\s+(\d+)")
 
 
-def mpirun(job: Job, world: World, inherited: Mapping[str, str], *, as_root: bool) -> Commands:
-    """The command that starts one process a rank, filling one machine after another."""
+def mpirun(
+    job: Job, world: World, inherited: Mapping[str, str], *, as_root: bool, on_terminal: bool
+) -> Commands:
+    """The command that starts one process a rank, filling one machine after another.
+
+    `on_terminal`: a person watches what rank 0 writes; otherwise ranks are told to write plain lines.
+    """
     variables = {
         **travelling(inherited),
         **job.environment,
@@ -29,6 +35,7 @@ def mpirun(job: Job, world: World, inherited: Mapping[str, str], *, as_root: boo
         "MASTER_ADDR": world.master_addr,
         "MASTER_PORT": str(world.master_port),
         **({} if world.on_gpu else {ON_CPU_VARIABLE: "1"}),
+        **({} if on_terminal else {"TERM": "dumb"}),
     }
     command = [
         "mpirun",

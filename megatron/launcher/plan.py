@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from megatron.launcher.devices import GpuCount
 from megatron.neox_arguments.config import RunConfig
@@ -63,6 +65,22 @@ def describe(cfg: RunConfig, ranks: int) -> str:
         ("checkpoints", _checkpoints(cfg)),
     ]
     return "\n".join(f"{name:<14}{text}" for name, text in rows)
+
+
+def torn_groups(ranks_by_machine: Sequence[int], tensor: int) -> str | None:
+    """What is wrong where tensor parallel groups, `tensor` neighbouring ranks, lie on several machines."""
+    ends = list(accumulate(ranks_by_machine))
+    torn = sorted({end // tensor for end in ends[:-1] if end % tensor})
+    if not torn:
+        return None
+    first = torn[0] * tensor
+    each = max(ranks_by_machine)
+    lies = "group lies" if len(torn) == 1 else "groups lie"
+    return (
+        f"{len(torn):,} tensor parallel {lies} on more than one machine, such as ranks {first}-"
+        f"{first + tensor - 1}: every layer waits for the network; use a model_parallel_size that divides "
+        f"the {each} ranks of a machine"
+    )
 
 
 def tokens_per_step(cfg: RunConfig, ranks: int) -> int:

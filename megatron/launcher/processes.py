@@ -16,6 +16,8 @@ from types import FrameType
 # They ask ranks to save and stop. USR1 is what SLURM is told to send ahead of a time limit, HUP what a closed
 # terminal sends.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Of these the ones that a scheduler sends; its batch script looks at the requeue file when all went well.
+SCHEDULERS_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

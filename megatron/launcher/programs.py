@@ -95,6 +95,9 @@ def _submit(
     deepy: Path,
     tell: Callable[[str], None],
 ) -> int:
+    problems = slurm.prologue_problems(asked)
+    if problems:
+        raise ConfigError(problems)
     alone = _is_alone(options.script, launch)
     nodes = launch.num_nodes or 1
     ranks = launch.cpu_ranks or nodes * (launch.num_gpus or 1)

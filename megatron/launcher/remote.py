@@ -13,11 +13,14 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 from megatron.launcher.job import Commands
 from megatron.launcher.processes import (
     POLL_SECONDS,
+    SCHEDULERS_SIGNALS,
     Patience,
     Stop,
     die_with,
@@ -47,6 +50,34 @@ def run_commands(
     Raises:
         UserError: the command cannot be started.
     """
+    with _written(commands.private_files):
+        return _run(commands, environment, stop, say, patience or Patience())
+
+
+@contextmanager
+def _written(files: Mapping[Path, str]) -> Iterator[None]:
+    """Files that only this user can read, there for the time being."""
+    try:
+        for path, text in files.items():
+            try:
+                handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(handle, "w", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}; the agents find credentials there") from error
+        yield
+    finally:
+        for path in files:
+            path.unlink(missing_ok=True)
+
+
+def _run(
+    commands: Commands,
+    environment: Mapping[str, str],
+    stop: Stop,
+    say: Callable[[str], None],
+    patience: Patience,
+) -> int:
     try:
         process = subprocess.Popen(
             commands.start,
@@ -62,7 +93,7 @@ def run_commands(
             f"{commands.start[0]}: {error.strerror}; install it, or use another launcher"
         ) from error
     try:
-        return _Watch(process, commands, environment, stop, patience or Patience(), say).run()
+        return _Watch(process, commands, environment, stop, patience, say).run()
     finally:
         kill_group(process.pid)
         process.wait()
@@ -185,7 +216,7 @@ class _Watch:
         returned = shell_status(self._process.returncode)
         if self._stop.received:
             first = self._stop.received[0]
-            by_person = first in (signal.SIGINT, signal.SIGHUP)
+            by_person = first not in SCHEDULERS_SIGNALS
             obeyed = returned in (0, 128 + first) and self._failure in (None, 128 + first)
             if obeyed or self._handled > 1:
                 return 128 + first if by_person else 0 if obeyed else returned

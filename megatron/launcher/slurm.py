@@ -30,7 +30,7 @@ from megatron.launcher.ports import FIRST_PORT, PORTS
 from megatron.launcher.rank import ON_CPU_VARIABLE, SLOTS_VARIABLE, SOURCE_VARIABLE, write_slots
 from megatron.launcher.remote import failure_line
 from megatron.neox_arguments.config import LaunchConfig, SlurmConfig
-from megatron.neox_arguments.errors import ConfigError, Problem, UserError
+from megatron.neox_arguments.errors import ConfigError, Problem, UserError, shown
 
 JOB_VARIABLE = "SLURM_JOB_ID"
 REQUEUE_VARIABLE = "DEEPY_REQUEUE_FILE"
@@ -172,7 +172,7 @@ class Submission:
 def batch_script(wanted: Submission, launch: LaunchConfig, slurm: SlurmConfig) -> str:
     """The text for sbatch."""
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in sbatch_options(wanted, slurm))]
-    lines += [f"# Written by deepy.py --submit; the run is {shlex.join(wanted.arguments)}", ""]
+    lines += ["# Written by deepy.py --submit.", ""]
     lines += [f"cd {shlex.quote(str(wanted.folder))} || exit 2"]
     # Inside the allocation deepy.py sets them again for the ranks; here they are there for the prologue.
     lines += [f"export {name}={shlex.quote(value)}" for name, value in launch.environment.items()]
@@ -206,8 +206,39 @@ def batch_script(wanted: Submission, launch: LaunchConfig, slurm: SlurmConfig) -
     ])  # fmt: skip
 
 
+def _quoted(option: str) -> str:
+    """An option as one word of an #SBATCH line.
+
+    To sbatch a blank ends a word, an # the line, and a backslash takes the next character as it is; within
+    double quotes only the last holds.
+    """
+    if re.fullmatch(r"[\w.,:@%+=/()\[\]&|*-]+", option):
+        return option
+    return '"' + option.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _own_option(option: str) -> str:
+    """An option of the user's, quoted unless it has quotes of its own."""
+    return option if re.search(r"[\"'\\]", option) else _quoted(option)
+
+
+def _log_option(folder: Path) -> str:
+    """Where SLURM writes the job's log; it replaces %j by the job's number and %% by %.
+
+    Raises:
+        UserError: SLURM cannot write a file of that name.
+    """
+    path = str(folder)
+    if "\\" in path or not path.isprintable():
+        raise UserError(
+            f"{shown(folder)}: holds a backslash or a control character, which the log of a SLURM job cannot "
+            "have in its name; choose another folder"
+        )
+    return _quoted(f"--output={path.replace('%', '%%')}/slurm-%j.out")
+
+
 def sbatch_options(wanted: Submission, slurm: SlurmConfig) -> list[str]:
-    """The options at the head of the batch script."""
+    """The options at the head of the batch script, each as one word."""
     name = slurm.slurm_job_name or (wanted.save.name if wanted.save is not None else Path(wanted.script).stem)
     log = wanted.save / "logs" if wanted.save is not None else wanted.folder
     optional = {
@@ -221,15 +252,15 @@ def sbatch_options(wanted: Submission, slurm: SlurmConfig) -> list[str]:
         "gpus-per-node": wanted.gpus_per_node,
     }
     return [
-        f"--job-name={name}",
+        _quoted(f"--job-name={name}"),
         f"--nodes={wanted.nodes}",
         f"--ntasks-per-node={wanted.ranks_per_node}",
         *(f"--{option}={value}" for option, value in optional.items() if value is not None),
         f"--signal=USR1@{slurm.slurm_signal_seconds}",
         "--requeue",
         "--open-mode=append",
-        f"--output={log}/slurm-%j.out",
-        *slurm.slurm_options,
+        _log_option(log),
+        *map(_own_option, slurm.slurm_options),
     ]
 
 
@@ -243,6 +274,27 @@ def submission_problems(launch: LaunchConfig) -> list[Problem]:
         constraint = "is not set, and a login node cannot tell what the machines have"
         problems.append(Problem("num_gpus", None, constraint, "add for instance --set num_gpus=8"))
     return problems
+
+
+def prologue_problems(slurm: SlurmConfig) -> list[Problem]:
+    """What would make the prologue swallow the lines after it, or not run at all; bash looks at it."""
+    lines = slurm.slurm_prologue
+    if not lines:
+        return []
+    constraint = None
+    if re.search(r"(^|[^\\])(\\\\)*\\$", lines[-1]):
+        constraint = "ends in a backslash, which joins the next line of the script to it"
+    bash = shutil.which("bash")
+    if constraint is None and bash is not None:
+        # It warns of a here-document without an end, and returns 0.
+        text = "\n".join([*lines, ""])
+        looked = [bash, "--norc", "--noprofile", "-n"]
+        done = subprocess.run(looked, input=text, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode or done.stderr:
+            said = done.stderr.splitlines()[0] if done.stderr else f"exit status {done.returncode}"
+            constraint = f"is not a script that bash can read ({said.rpartition(': ')[2].strip()})"
+    remedy = "look for a quote, a bracket, an `if` or a `<<` without its end"
+    return [Problem("slurm_prologue", list(lines), constraint, remedy)] if constraint is not None else []
 
 
 def submit(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron.launcher import slurm
 from megatron.launcher.frozen import folder_of, freeze, frozen_as
-from megatron.launcher.plan import RankPlan, describe
+from megatron.launcher.plan import RankPlan, describe, torn_groups
 from megatron.neox_arguments.checks import check_world
 from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import ConfigError, Problem, UserError
@@ -26,6 +26,7 @@ def submit_run(
     ranks = _checked(cfg)
     save = cfg.checkpoint.save
     assert save is not None
+    assert cfg.launch.num_nodes is not None
     save = save.resolve()
     frozen = frozen_as(cfg, folder_of(save))
     path = frozen.path.with_suffix(".sbatch")
@@ -35,6 +36,11 @@ def submit_run(
     plan = RankPlan(ranks, f"num_nodes={cfg.launch.num_nodes}", on_gpu=cfg.launch.cpu_ranks is None)
     tell(f"{plan}; configuration {frozen.path}")
     tell("\n" + describe(cfg, ranks))
+    torn = torn_groups(
+        [ranks // cfg.launch.num_nodes] * cfg.launch.num_nodes, cfg.parallel.model_parallel_size
+    )
+    if torn:
+        tell(f"warning: {torn}")
     print(text, end="", flush=True)
     if dry_run:
         tell("nothing was written and nothing was submitted")
@@ -51,10 +57,11 @@ def submit_run(
 
 def _checked(cfg: RunConfig) -> int:
     """The ranks of the run, when all that a submission needs is there."""
-    problems = slurm.submission_problems(cfg.launch)
+    problems = [*slurm.submission_problems(cfg.launch), *slurm.prologue_problems(cfg.slurm)]
     if cfg.launch.launcher not in ("auto", "slurm"):
         constraint = "was chosen, and --submit is SLURM's"
-        problems.append(Problem("launcher", cfg.launch.launcher, constraint, "add --set launcher=slurm"))
+        remedy = "leave it out, or add --set launcher=slurm"
+        problems.append(Problem("launcher", cfg.launch.launcher, constraint, remedy))
     if cfg.checkpoint.save is None:
         constraint = "is not set, and the ranks read their configuration there"
         problems.append(Problem("save", None, constraint, "set it to a folder on the shared disk"))

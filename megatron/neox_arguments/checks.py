@@ -8,6 +8,7 @@ mistake is reported once.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -485,12 +486,25 @@ def _variables(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
             yield Problem("environment", name, "is not the name of a variable", "use letters, digits and _")
 
 
+def _is_one_word(option: str) -> bool:
+    """Whether an option with quotes of its own is one word to sbatch; one without any is quoted for it."""
+    if not re.search(r"[\"'\\]", option):
+        return True
+    try:
+        return len(shlex.split(option)) == 1
+    except ValueError:
+        return False
+
+
 @_check("slurm_options", "slurm_prologue", "slurm_container", "slurm_container_mounts")
 def _slurm(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
     for option in cfg.slurm.slurm_options:
-        if not re.fullmatch(r"--[a-z][a-z0-9-]*(=\S+)?", option):
+        if not re.fullmatch(r"--[a-z][a-z0-9-]*(=.+)?", option):
             constraint = "is not an option of sbatch on one line"
             yield Problem("slurm_options", option, constraint, "write it as --name or --name=value")
+        elif not _is_one_word(option):
+            constraint = "holds quotes or backslashes that do not make it one word"
+            yield Problem("slurm_options", option, constraint, 'quote the value, as --comment="it\'s"')
     if cfg.slurm.slurm_container_mounts and cfg.slurm.slurm_container is None:
         yield Problem(
             "slurm_container_mounts", list(cfg.slurm.slurm_container_mounts),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .fields import Concern, FilePath, Names, NonNegative, Paths, Weights, key
+from .fields import Concern, FilePath, Names, NonNegative, Paths, Text, Weights, key
 
 
 def source_names(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class DataConfig(Concern):
     data_path: FilePath | None = key(
         None, "One token file that is cut into training, validation and test by split, in place of the lists."
     )
-    split: str = key("969,30,1", "Shares of training, validation and test in data_path.")
+    split: Text = key("969,30,1", "Shares of training, validation and test in data_path.")
     data_names: Names = key(
         _train_names,
         "Name of each training source, for logs and plots.",

@@ -7,11 +7,22 @@ strictly (`"4"` is not a number, `true` is not 1), because YAML already knows nu
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WrapValidator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from .urls import is_url
 
@@ -31,19 +42,68 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def without_controls(value: Any, allowed: str = "") -> Any:
+    """Text or a path that can be a file's name, a variable, a word of a command: NUL ends all of them, and a
+    line feed begins another line of whatever it is written into.
+    """
+    for char in str(value):
+        if unicodedata.category(char) == "Cc" and char not in allowed:
+            code = {"char": f"U+{ord(char):04X}", "remedy": "remove it"}
+            raise PydanticCustomError("control_character", "holds the control character {char}", code)
+    return value
+
+
+def _lines(value: str) -> str:
+    return str(without_controls(value, allowed="\n\t"))
+
+
+def _whole_as_text(value: Any) -> Any:
+    """YAML reads the 240 of `slurm_time: 240` as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@dataclass(frozen=True)
+class Form:
+    """Marks a text that all of `pattern` must match; `constraint` and `example` tell who wrote another.
+
+    With `or_whole` a whole number may stand for its digits.
+    """
+
+    pattern: str
+    constraint: str
+    example: str
+    or_whole: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = core_schema.no_info_after_validator_function(self._matching, handler(source))
+        if not self.or_whole:
+            return schema
+        return core_schema.no_info_before_validator_function(_whole_as_text, schema)
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: object) -> dict[str, Any]:
+        text: dict[str, Any] = {"type": "string", "pattern": f"^({self.pattern})$"}
+        return {"anyOf": [text, {"type": "integer", "minimum": 0}]} if self.or_whole else text
+
+    def _matching(self, value: str) -> str:
+        if not re.fullmatch(self.pattern, value):
+            told = {"constraint": self.constraint, "remedy": f"write for instance {self.example}"}
+            raise PydanticCustomError("form", "{constraint}", told)
+        return value
+
+
 def _place(value: object, _as_either: object) -> Path | str:
     """A URL as text, anything else as a path: a path would lose one of the URL's slashes."""
     if isinstance(value, str) and is_url(value):
-        return value
+        return str(without_controls(value))
     if isinstance(value, str | Path):
-        return Path(value)
+        return Path(without_controls(value))
     raise PydanticCustomError("path_type", "must be a path or a URL")
 
 
 def _url(value: object) -> object:
     if isinstance(value, str) and not is_url(value):
         raise PydanticCustomError("url_type", "must be a URL, such as s3://bucket/folder")
-    return value.rstrip("/") if isinstance(value, str) else value
+    return without_controls(value).rstrip("/") if isinstance(value, str) else value
 
 
 def key(
@@ -81,9 +141,11 @@ _LARGEST = 2**53
 Positive = Annotated[int, Field(gt=0, le=_LARGEST), BeforeValidator(_whole)]
 NonNegative = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_whole)]
 Iterations = Annotated[tuple[Positive, ...], Field(strict=False)]
-FilePath = Annotated[Path, Field(strict=False)]
+Text = Annotated[str, AfterValidator(without_controls)]
+Lines = Annotated[str, AfterValidator(_lines)]
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(without_controls)]
 Place = Annotated[Path | str, WrapValidator(_place)]
 Url = Annotated[str, BeforeValidator(_url)]
 Paths = Annotated[tuple[FilePath, ...], Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
+Names = Annotated[tuple[Text, ...], Field(strict=False)]
 Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]

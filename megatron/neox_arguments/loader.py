@@ -183,11 +183,17 @@ def _merge(settings: Sequence[Setting]) -> tuple[dict[str, Setting], list[str]]:
     notices = []
     for target, all_ in by_target.items():
         if any(not _same(one.value, all_[-1].value) for one in all_):
-            history = ", then ".join(f"{shown(one.said)} ({one.where})" for one in all_)
             name = target if target in _fields() else all_[-1].spelled
-            notices.append(f"{name} is set more than once: {history}; {shown(all_[-1].said)} is used")
+            history = ", then ".join(f"{_said(one, name)} ({one.where})" for one in all_)
+            notices.append(f"{name} is set more than once: {history}; {_said(all_[-1], name)} is used")
     chosen = {target: all_[-1] for target, all_ in by_target.items() if all_[-1].value is not None}
     return chosen, notices
+
+
+def _said(setting: Setting, name: str) -> str:
+    """The value as it was written, with its key where that has another shape than `name`."""
+    key = f"{setting.spelled}=" if setting.spelled in TRANSLATIONS and setting.spelled != name else ""
+    return f"{key}{shown(setting.said)}"
 
 
 def _same(one: object, other: object) -> bool:
@@ -324,6 +330,8 @@ def _problem(error: ErrorDetails, model: type[Concern], setting: Setting | None)
 
 def _remedy(error: ErrorDetails, name: str, info: FieldInfo) -> str:
     kind, value = error["type"], error["input"]
+    if "remedy" in error.get("ctx", {}):
+        return str(error["ctx"]["remedy"])
     if kind == "missing":
         return f"set it: {(info.description or name).split(';')[0].rstrip('.')}"
     if isinstance(value, str) and kind in ("int_type", "float_type", "bool_type"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .fields import Concern, FilePath, Iterations, NonNegative, Place, Positive, Url, key
+from .fields import Concern, FilePath, Iterations, NonNegative, Place, Positive, Text, Url, key
 
 
 class CheckpointConfig(Concern):
@@ -69,10 +69,10 @@ class LoggingConfig(Concern):
     )
     use_wandb: bool = key(False, "Report to Weights & Biases.")
     wandb_mode: Literal["online", "offline"] = key("online", "Report as the run goes, or only write files.")
-    wandb_group: str | None = key(None, "Group of runs at Weights & Biases.")
-    wandb_project: str | None = key(None, "Project at Weights & Biases.")
-    wandb_team: str | None = key(None, "Team (entity) at Weights & Biases.")
-    wandb_host: str | None = key(None, "Address of the Weights & Biases server.", derived="the public one")
+    wandb_group: Text | None = key(None, "Group of runs at Weights & Biases.")
+    wandb_project: Text | None = key(None, "Project at Weights & Biases.")
+    wandb_team: Text | None = key(None, "Team (entity) at Weights & Biases.")
+    wandb_host: Text | None = key(None, "Address of the Weights & Biases server.", derived="the public one")
     peak_tflops_per_gpu: float | None = key(
         None,
         "Peak of one GPU in the run's precision, in TFLOP/s, for MFU.",

@@ -11,7 +11,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.")
 # What brings a protocol, where it is not fsspec itself.
 _REQUIREMENTS = {"s3": "requirements/requirements-s3.txt", "s3a": "requirements/requirements-s3.txt"}
 # Variables whose values may not be shown, by the end of their name.
-_SECRET = re.compile(r"(KEY|KEY_ID|SECRET|TOKEN|PASSWORD)$", re.IGNORECASE)
+_SECRET = re.compile(r"(KEY|KEY_ID|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_PASSWORD_INSIDE = re.compile(r"(^|//)[^/\s@]*:[^/\s@]*@")  # of a proxy's address, with or without protocol
 
 
 def is_url(text: object) -> bool:
@@ -26,6 +27,11 @@ def without_password(url: str) -> str:
     """The URL as it may be shown."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable's value is for nobody else's eyes: a credential, or an address with a password."""
+    return _SECRET.search(name) is not None or _PASSWORD_INSIDE.search(value) is not None
 
 
 def without_secrets(text: str, environment: Mapping[str, str]) -> str:

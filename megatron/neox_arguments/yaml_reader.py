@@ -214,6 +214,10 @@ def read_override(text: str) -> tuple[list[Entry], list[Problem]]:
     entries, problems = read_text(f"value: {value}", "--set", count_lines=False)
     if problems or len(entries) != 1:
         constraint = "the value is not YAML"
+        if keys[-1] in ("include", "exclude") and value.rstrip().endswith(":"):
+            constraint, machine = "has no slots after the colon", value.strip().rstrip(":")
+            remedy = f"write for instance {machine}:0,2, or {machine} for all its slots"
+            return [], [Problem(name, value, constraint, remedy, "--set")]
         return [], [Problem(name, value, constraint, "quote the value as YAML wants it", "--set")]
     found: Any = entries[0].value
     for key in reversed(keys[1:]):

@@ -80,10 +80,11 @@ class Cluster:
     nodes: int
 
     def run(self, *command: str, **variables: str) -> str:
-        """The output of one of SLURM's commands; raises with its complaint."""
+        """The output of one of SLURM's commands; raises with its complaint. Logs fall into our folder."""
         done = subprocess.run(
-            command, env={**self.environment, **variables}, capture_output=True, text=True, timeout=60
-        )
+            command, cwd=self.folder, env={**self.environment, **variables}, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 

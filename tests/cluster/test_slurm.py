@@ -203,7 +203,7 @@ def wait_for_files(folder: Path, pattern: str, count: int, said: Callable[[], st
 def test_wrong_input_is_not_started_again(small: Cluster, tmp_path: Path) -> None:
     program = tmp_path / "rank.py"
     program.write_text("import os, sys, time; open('starts', 'a').write('x'); time.sleep(1); sys.exit(2)")
-    save = tmp_path / "save"
+    save = tmp_path / 'sa ve 50%j #1 "x"'  # which sbatch must read as one word, and as no job's number
     config = write_run(
         tmp_path / "run.yml", **data_files(tmp_path), save=str(save), num_nodes=2, cpu_ranks=4,
         max_restarts=3, restart_seconds=0,
@@ -212,6 +212,7 @@ def test_wrong_input_is_not_started_again(small: Cluster, tmp_path: Path) -> Non
     found = small.wait(job, "FAILED", limit_seconds=60)
     assert found["ExitCode"] == "2:0"
     assert (tmp_path / "starts").read_text() == "xxxx"
+    assert log_of(save, job)
 
 
 def test_another_order_of_tasks_is_refused_by_the_ranks(small: Cluster, tmp_path: Path) -> None:

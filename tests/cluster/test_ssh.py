@@ -17,7 +17,7 @@ import pytest
 
 from tests.cluster import mini_ssh
 from tests.cluster.mini_ssh import SshHosts
-from tests.cluster.runs import assert_no_process_mentions, data_files, kill_rank, last_iteration
+from tests.cluster.runs import assert_no_process_mentions, data_files, kill_rank, last_iteration, processes
 from tests.launcher.runs import write_run
 from tests.runs import ROOT, Place, history_of, latest, make_place
 from tests.test_interruption import numbers
@@ -37,11 +37,13 @@ rank = os.environ["RANK"]
 path = sys.argv[sys.argv.index("--config") + 1]
 same = hashlib.sha256(open(path, "rb").read()).hexdigest() == os.environ["DEEPY_CONFIG_SHA256"]
 names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-         "DEEPY_ATTEMPT", "FROM_CONFIG", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES"]
+         "DEEPY_ATTEMPT", "FROM_CONFIG", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES", "HF_TOKEN"]
 asked = []
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, lambda number, frame: asked.append(number))
 found = {name: os.environ.get(name) for name in names}
+from megatron.monitoring.console import Console
+found |= {"bar": Console(1)._has_bar}
 found |= {"same": same, "connection": os.environ.get("SSH_CONNECTION", "").split()[2:3]}
 open(f"rank{rank}.json", "w").write(json.dumps(found))
 if sys.argv[-1] == "dies" and rank == "3" and os.environ["DEEPY_ATTEMPT"] == "0":
@@ -81,7 +83,8 @@ def deepy(folder: Path, hosts: SshHosts, *arguments: object) -> subprocess.Popen
     with open(folder / "out.txt", "w") as out, open(folder / "err.txt", "w") as err:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "deepy.py"), *map(str, arguments)],
-            cwd=folder, env={**hosts.environment, "NCCL_DEBUG": "WARN"}, stdout=out, stderr=err, text=True,
+            cwd=folder, env={**hosts.environment, "NCCL_DEBUG": "WARN", "HF_TOKEN": "h0sh", "TERM": "xterm"},
+            stdout=out, stderr=err, text=True,
         )  # fmt: skip
 
 
@@ -109,9 +112,10 @@ def test_ranks_are_where_they_were_planned(
             str(rank), str(rank % 2), "8", "2",
         ]  # fmt: skip
         assert place["FROM_CONFIG"] == "it's 50% of $HOME"
-        assert place["NCCL_DEBUG"] == "WARN"
+        assert (place["NCCL_DEBUG"], place["HF_TOKEN"]) == ("WARN", "h0sh")
         assert place["connection"] == [f"127.0.2.{rank // 2 + 1}"]
         assert place["same"]
+        assert not place["bar"], "the output goes into a file"
 
 
 @BOTH
@@ -132,6 +136,8 @@ def test_a_stop_reaches_every_rank(launcher: str, hosts: SshHosts, program: Path
     process = deepy(tmp_path, hosts, program, config(tmp_path, hosts, launcher=launcher), "--", "waits")
     wait_for(lambda: len(list(tmp_path.glob("rank*.json"))) == 8, process, tmp_path, 60)
     time.sleep(0.3)
+    assert not any("h0sh" in word for _, arguments, _ in processes() for word in arguments)
+    assert not list((tmp_path / "save" / "run_configs").glob(".deepy-*"))
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130, (tmp_path / "err.txt").read_text()
     assert len(list(tmp_path.glob("asked*"))) == 8

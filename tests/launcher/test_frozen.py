@@ -45,8 +45,18 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     text = frozen.path.read_text()
     frozen.path.write_text(text.replace('"train_iters": 10', '"train_iters": 99'))
     assert text != frozen.path.read_text()
-    with pytest.raises(UserError, match="its sha256 is .*start the run again"):
+    with pytest.raises(UserError, match="its sha256 is .*the launcher says .*start the run again"):
         read_frozen(frozen.path, {HASH_VARIABLE: frozen.sha256})
+    with pytest.raises(UserError, match=f"and its name says {frozen.path.stem}: it was changed"):
+        read_frozen(frozen.path, {})
+    renamed = frozen.path.rename(frozen.path.with_name("mine.json"))
+    assert read_frozen(renamed, {}).schedule.train_iters == 99, "a copy under another name is the user's own"
+    frozen.path.with_suffix(".sha256").rename(renamed.with_suffix(".sha256"))
+    with pytest.raises(UserError, match=f"mine.sha256 says {frozen.sha256}"):
+        read_frozen(renamed, {})
+    renamed.with_suffix(".sha256").write_text("")
+    with pytest.raises(UserError, match="mine.sha256 says nothing"):
+        read_frozen(renamed, {})
 
 
 def test_a_missing_file_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -24,12 +24,25 @@ def test_a_hostfile_as_deepspeed_has_it(tmp_path: Path) -> None:
     ("worker-0 slots=0\n", "is not `name slots=N`"),
     ("a slots=1\na slots=1\n", "stands twice"),
     ("# nothing\n", "names no machine"),
+    ("n[0-3] slots=2", "is not the name of one machine; write each machine's name on a line of its own"),
+    ("n0,n1 slots=2", "is not the name of one machine"),
+    ("^file slots=2", "is not the name of one machine"),
+    ("-n0 slots=2", "is not the name of one machine"),
+    ("ok slots=1\nn0;touch${IFS}/tmp/x slots=2", r"is not the name of one machine.*hostfile:2"),
+    ("root@n0 slots=2", "holds a user's name; leave it out, and put `User`"),
+    ("::1 slots=2", "holds a colon, as an IPv6 address does"),
 ])  # fmt: skip
 def test_wrong_hostfiles_are_refused_with_their_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "hostfile"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_hostfile(path)
+
+
+def test_names_addresses_and_a_byte_order_mark_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "hostfile"
+    path.write_text("\ufeffnode-1.ib_0.site slots=1\n10.0.0.7 slots=1\n", encoding="utf-8")
+    assert [host.name for host in read_hostfile(path)] == ["node-1.ib_0.site", "10.0.0.7"]
 
 
 def test_a_missing_hostfile_is_named(tmp_path: Path) -> None:
@@ -56,6 +69,7 @@ def test_what_a_run_uses(chosen: dict[str, str | int], expected: dict[str, tuple
     ({"include": "worker-7"}, "no machine 'worker-7'; the machines are worker-0, worker-1"),
     ({"include": "worker-0:4"}, "worker-0 has no slot 4; its slots are 0 to 3"),
     ({"exclude": "worker-0:x"}, "is not name:0,2"),
+    ({"include": "worker-0:"}, "has no slots after the colon; write for instance worker-0:0,2, or worker-0"),
     ({"exclude": "worker-0@worker-1"}, "leaves no machine"),
     ({"num_nodes": 3}, "num_nodes=3: only 2 machines are there; use num_nodes=2"),
     ({"num_gpus": 5}, "num_gpus=5: only 4"),

@@ -195,15 +195,19 @@ def test_the_rank_killed_by_a_signal_is_blamed_before_those_that_fell_over_it() 
     assert to_blame({2: 5, 1: 4}) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_reaches_every_rank_once_and_they_save(tmp_path: Path, signum: signal.Signals) -> None:
+@pytest.mark.parametrize(("signum", "status"), [
+    (signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGUSR1, 0),
+])  # fmt: skip
+def test_a_stop_reaches_every_rank_once_and_they_save(
+    tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
     with start(WORKER, 2, tmp_path) as launcher:
         pids = wait_for(tmp_path, "ready0", "ready1")
         # As a terminal does: to the launcher's whole process group.
         os.killpg(launcher.pid, signum)
         _, err = launcher.communicate(timeout=LIMIT_SECONDS)
     assert [(tmp_path / f"saved{rank}").read_text() for rank in (0, 1)] == [str(int(signum))] * 2
-    assert launcher.returncode == 128 + signum
+    assert launcher.returncode == status
     assert f"{signum.name}: the ranks finish their step, save and stop" in err
     assert_gone(pids)
 
@@ -229,7 +233,16 @@ def test_one_request_that_arrives_twice_at_once_is_one(tmp_path: Path) -> None:
         launcher.send_signal(signal.SIGTERM)
         launcher.communicate(timeout=LIMIT_SECONDS)
     assert (tmp_path / "saved1").exists()
-    assert launcher.returncode == 128 + signal.SIGTERM
+    assert launcher.returncode == 0
+
+
+def test_a_rank_that_a_stop_killed_has_not_saved(tmp_path: Path) -> None:
+    program = RANK_PRELUDE + "note('ready')\nif rank:\n    time.sleep(1000)"
+    with start(program, 2, tmp_path) as launcher:
+        wait_for(tmp_path, "ready0", "ready1")
+        launcher.send_signal(signal.SIGUSR1)
+        launcher.communicate(timeout=LIMIT_SECONDS)
+    assert launcher.returncode == 128 + signal.SIGUSR1
 
 
 def test_a_rank_that_fails_while_stopping_gives_its_status(tmp_path: Path) -> None:

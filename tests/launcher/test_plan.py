@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron.launcher.devices import GpuCount
-from megatron.launcher.plan import describe, plan_ranks, tokens_per_step
+from megatron.launcher.plan import describe, plan_ranks, tokens_per_step, torn_groups
 from megatron.neox_arguments.errors import ConfigError
+from megatron.planning.groups import Layout, crossing, span
 from tests.launcher.runs import small_run
 
 NO_GPU, EIGHT = GpuCount(0, "/dev/nvidia*"), GpuCount(8, "nvidia-smi -L")
@@ -63,3 +64,20 @@ def test_the_description_counts_as_a_reader_would(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_the_learning_rate_in_words(tmp_path: Path, keys: dict[str, object], words: str) -> None:
     assert words in describe(small_run(tmp_path, **keys), 1)
+
+
+@pytest.mark.parametrize(("machines", "each", "tensor"), [
+    (4, 7, 2), (4, 8, 2), (1, 7, 7), (6, 4, 3), (4, 8, 16), (3, 4, 12), (5, 6, 10),
+])  # fmt: skip
+def test_tensor_parallel_groups_over_machines_are_counted(machines: int, each: int, tensor: int) -> None:
+    expected = crossing(Layout(tensor, 1, machines * each // tensor), each)
+    found = torn_groups([each] * machines, tensor)
+    assert (found is None) == (not expected)
+    if found is not None:
+        assert found.startswith(f"{len(expected)} tensor parallel group")
+        assert f"such as ranks {span(expected[0])}:" in found
+
+
+def test_machines_may_differ_in_size() -> None:
+    assert torn_groups([4, 2, 2], 2) is None
+    assert str(torn_groups([3, 2, 1], 2)).startswith("2 tensor parallel groups lie")

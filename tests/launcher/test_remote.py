@@ -20,6 +20,7 @@ from megatron.launcher.job import Commands, Job, travelling
 from megatron.launcher.processes import Patience, Stop
 from megatron.launcher.remote import run_commands
 from megatron.neox_arguments.config import SlurmConfig
+from megatron.neox_arguments.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 JOB = Job(("py", "train.py", "--config", "/s/f.json"), Path("/work"), {"DEEPY_CONFIG_SHA256": "ab"})
@@ -57,13 +58,19 @@ def test_containers() -> None:
 
 
 def test_mpirun() -> None:
-    found = openmpi.mpirun(JOB, WORLD, {"NCCL_DEBUG": "INFO", "HOME": "/root"}, as_root=True)
+    found = openmpi.mpirun(
+        JOB, WORLD, {"NCCL_DEBUG": "INFO", "HOME": "/root"}, as_root=True, on_terminal=True
+    )
     text = " ".join(found.start)
     assert text.startswith("mpirun --allow-run-as-root -np 4 --host n0:2,n1:2 --map-by slot --bind-to none ")
     assert "-x NCCL_DEBUG" in text
     assert "-x HOME" not in text
-    assert "--allow-run-as-root" not in openmpi.mpirun(JOB, WORLD, {}, as_root=False).start
+    assert "--allow-run-as-root" not in openmpi.mpirun(JOB, WORLD, {}, as_root=False, on_terminal=True).start
     assert found.signals[signal.SIGTERM] == signal.SIGUSR1
+    assert "TERM" not in found.environment
+    into_a_file = openmpi.mpirun(JOB, WORLD, {}, as_root=True, on_terminal=False)
+    assert "-x TERM" in " ".join(into_a_file.start)
+    assert into_a_file.environment["TERM"] == "dumb"
 
 
 def test_pdsh() -> None:
@@ -77,6 +84,61 @@ def test_pdsh() -> None:
     assert "50%% it" in remote, "pdsh replaces %h, %n and %u"
     assert found.stop is not None
     assert found.stop["TERM"][-1] == "kill -TERM $(cat /tmp/deepy-r1-%n.pid)"
+
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "hush1", "WANDB_API_KEY": "hush2", "HF_TOKEN": "hush3",
+    "https_proxy": "http://me:hush4@proxy:3128", "http_proxy": "me:hush5@proxy",
+}  # fmt: skip
+
+
+def test_credentials_are_in_no_command_and_in_nothing_shown() -> None:
+    job = Job(JOB.command, JOB.folder, {"MY_PASSWORD": "hush6"}, shared=Path("/s/50%"))
+    inherited = {**SECRETS, "NCCL_DEBUG": "INFO", "no_proxy": "a@b"}
+    found = pdsh.pdsh(job, WORLD, inherited, run="r1")
+    assert "hush" not in " ".join([*found.start, found.shown()])
+    assert "--credentials /s/50%%/.deepy-r1- --" in found.start[-1]
+    assert "NCCL_DEBUG=INFO no_proxy=a@b" in found.start[-1]
+    assert list(found.private_files) == [Path("/s/50%/.deepy-r1-0"), Path("/s/50%/.deepy-r1-1")]
+    for text in found.private_files.values():
+        assert json.loads(text) == {**SECRETS, "MY_PASSWORD": "hush6"}
+    by_mpi = openmpi.mpirun(job, WORLD, inherited, as_root=False, on_terminal=True)
+    assert "hush" not in " ".join([*by_mpi.start, by_mpi.shown()])
+    assert "HF_TOKEN=…" in by_mpi.shown()
+    assert by_mpi.environment["HF_TOKEN"] == "hush3"
+    assert pdsh.pdsh(JOB, WORLD, {}, run="r1").private_files == {}
+
+
+def test_private_files_are_their_owners_and_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "waiting-0"
+    text = f"import os; open({str(tmp_path / 'mode')!r}, 'w').write(oct(os.stat({str(path)!r}).st_mode))"
+    assert run(commands(tmp_path, text, private_files={path: "{}"})) == 0
+    assert (tmp_path / "mode").read_text() == "0o100600"
+    assert not path.exists()
+    nowhere = tmp_path / "absent" / "waiting-0"
+    with pytest.raises(UserError, match="No such file"):
+        run(commands(tmp_path, "", private_files={nowhere: "{}"}))
+
+
+def test_an_agent_gives_its_ranks_the_credentials_that_wait_for_it(tmp_path: Path) -> None:
+    (tmp_path / "waiting-1").write_text('{"HF_TOKEN": "hush"}')
+    program = f"import os; open({str(tmp_path / 'found')!r}, 'w').write(os.environ['HF_TOKEN'])"
+    agent = [sys.executable, "-m", pdsh.AGENT_MODULE, "--node", "1", "--slots", "0|0", "--master", "n0:21000",
+             "--run", tmp_path.name, "--on-cpu", "--credentials", str(tmp_path / "waiting-"), "--",
+             sys.executable, "-c", program]  # fmt: skip
+    read_end, write_end = os.pipe()  # an end of standard input would end the ranks
+    try:
+        for status in (0, 2):
+            done = subprocess.run(
+                agent, cwd=ROOT, stdin=read_end, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert done.returncode == status, done.stderr
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    assert (tmp_path / "found").read_text() == "hush"
+    assert not (tmp_path / "waiting-1").exists()
+    assert "a disk that all machines must share" in done.stderr
 
 
 def test_what_travels() -> None:
@@ -196,6 +258,11 @@ def test_a_submission_on_a_fake_login_node(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "--set num_nodes=32" in refused.stderr
     assert "--set num_gpus=8" in refused.stderr
+    torn = deepy("--submit", "--dry-run", "--set", "num_nodes=2", "--set", "num_gpus=7")
+    assert "warning: 1 tensor parallel group lies on more than one machine" in torn.stderr
+    unclosed = deepy("--submit", "--dry-run", *size, "--set", "slurm_prologue=['echo a \\']")
+    assert unclosed.returncode == 2
+    assert "error: slurm_prologue=" in unclosed.stderr
     odd = deepy("--submit", "--set", "num_nodes=3", "--set", "num_gpus=1")
     assert "which does not divide 3 ranks" in odd.stderr
     shown = deepy("--submit", "--dry-run", *size)

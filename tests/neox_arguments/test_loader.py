@@ -33,6 +33,20 @@ def test_later_files_win_and_differences_are_reported(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_of_another_shape_is_named_where_it_was_overridden(tmp_path: Path) -> None:
+    first = small(tmp_path, deepspeed_slurm="true")
+    _, notices = load_config([first], ["launcher=pdsh"], check_files=False)
+    assert len(notices) == 1
+    assert "launcher is set more than once: deepspeed_slurm=true (" in notices[0]
+    assert notices[0].endswith("then pdsh (--set); pdsh is used")
+
+
+def test_a_colon_without_slots_is_explained(tmp_path: Path) -> None:
+    found = only_problem(small(tmp_path), set_=["include=n0:"])
+    assert found.constraint == "has no slots after the colon"
+    assert found.remedy == "write for instance n0:0,2, or n0 for all its slots"
+
+
 def test_a_later_number_of_layers_needs_no_new_attention_config(tmp_path: Path) -> None:
     path = small(tmp_path, attention_config='[[["flash"], 2]]')
     assert load(path, set_=["num_layers=3"]).model.num_layers == 3
