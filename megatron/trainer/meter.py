@@ -43,11 +43,14 @@ class Meter:
         self._tokens += tokens
 
     def pause(self) -> float:
-        """Call before something that is not training; give the result to `resume` after it."""
-        return time.perf_counter()
+        """Call before something that is not training; give the result to `resume` after it.
 
-    def resume(self, paused_at: float) -> None:
-        self._started += time.perf_counter() - paused_at
+        One pause may lie in another: a rollback saves.
+        """
+        return time.perf_counter() - self._started
+
+    def resume(self, counted_seconds: float) -> None:
+        self._started = time.perf_counter() - counted_seconds
 
     def report(
         self,
