@@ -48,6 +48,8 @@ def train(run: Run) -> None:
         num_workers=cfg.data.num_workers,
     )
     meter = Meter(cfg, backend, state.built.padded_vocab_size)
+    if meter.notice is not None:
+        run.log(f"note: {meter.notice}")
     checkpoints = Checkpoints(
         cfg, backend, state, run.tokenizer, run.monitor, meter, run.keeper, run.fence, run.log
     )
