@@ -143,7 +143,10 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--disk-speed", metavar="BYTES", help="a second, of all ranks together (default: 2GB/s)"
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="also write the plan here, for programs")
+    group.add_argument(
+        "--json", type=Path, metavar="FILE",
+        help="also write the plan here, for programs; - prints that and nothing else",
+    )  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

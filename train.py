@@ -41,7 +41,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.trainer.run import Run
     from megatron.trainer.setup import prepare
     from megatron.trainer.start import choose_start
-    from megatron.trainer.telling import on_all_ranks, speaks
+    from megatron.trainer.telling import lost_connection, on_all_ranks, speaks
     from megatron.trainer.watchdog import Watchdog
 
     backend = initialize(cfg.parallel, cfg.data.seed)
@@ -96,6 +96,12 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
         if not speaks(error):
             raise SystemExit(error.exit_code) from None
         raise
+    except Exception as error:
+        if (why := lost_connection(error)) is None:
+            raise
+        # Where in a collective this rank was says nothing: the cause is with the rank that is gone.
+        print(f"rank {backend.rank}: another rank is gone ({why}), so this one ends too", file=sys.stderr)
+        raise SystemExit(1) from None
     finally:
         shut_down()
     # Alone on rank 0, when the others have nothing left to do and nobody waits in a collective.

@@ -123,7 +123,6 @@ def test_a_request_of_the_scheduler_in_another_layout(place: Place) -> None:
     done = latest(folder / "save").removeprefix("global_step")
     requeue = folder / "save" / "requeue"
     assert requeue.read_text() == f"stopped by SIGTERM after iteration {done}\n"
-    requeue.unlink()
     assert run(folder, *arguments).status == 0
     assert_equal(folder / "save", whole)
     assert not requeue.exists(), "a run that is done is not to be started again"

@@ -8,6 +8,7 @@ meta device stands for a GPU: what is built is what a GPU would hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,22 @@ def _prepare_torch() -> None:
     torch.Tensor.type = named_type  # type: ignore[assignment, method-assign]
 
 
+def own_group(parallel_size: Sequence[int], mask: Sequence[bool], rank: int) -> list[int]:
+    """The one group with `rank` in it of megatron-core's `generate_masked_orthogonal_rank_groups`.
+
+    `parallel_size` are the sizes of the dimensions that ranks are laid out in, the fastest first; ranks of a
+    group differ in those of the `mask` only.
+    """
+    group, first, stride = [0], 0, 1
+    for size, is_masked in zip(parallel_size, mask, strict=True):
+        if is_masked:
+            group = [other + place * stride for place in range(size) for other in group]
+        else:
+            first += rank // stride % size * stride
+        stride *= size
+    return [first + other for other in group]
+
+
 def initialize_on_paper(parallel: ParallelConfig, rank: int, world_size: int) -> Backend:
     """This process as rank `rank` of `world_size`. Only for a process that does nothing else afterwards."""
     assert not torch.cuda.is_available(), (
@@ -46,12 +63,18 @@ def initialize_on_paper(parallel: ParallelConfig, rank: int, world_size: int) ->
         dist.destroy_process_group()
     else:
         _prepare_torch()
+    # Of all groups the rank needs its own. Those of all ranks would take longer and longer.
+    parallel_state.generate_masked_orthogonal_rank_groups = lambda _, parallel_size, mask: [
+        own_group(parallel_size, mask, rank)
+    ]
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_size,
         create_gloo_process_groups=False,  # gloo would look for the other ranks
     )
+    # The ranks with one optimizer between them: all. megatron-core gathers them from groups not made here.
+    parallel_state._INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP = dist.group.WORLD
     for name in vars(parallel_state):  # the optimizer asks for gloo's groups too
         if name.endswith("_GLOO"):
             setattr(parallel_state, name, getattr(parallel_state, name.removesuffix("_GLOO")))

@@ -39,6 +39,10 @@ from megatron.launcher.processes import say as say_to_user
 from megatron.launcher.rank import visible_gpus
 from megatron.neox_arguments.errors import UserError
 
+# Ranks that are about to start, or stopped, hear no SIGTERM and have nothing to lose. Less than the remote
+# launchers have, which wait for this one.
+_PATIENCE = Patience(exit_seconds=5.0)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -137,7 +141,7 @@ def launch(
             for local_rank in range(ranks):
                 place = rank_environment(local_rank, share, address, port, environment, on_gpu)
                 started.append(_start(command, share.first_rank + local_rank, place))
-            return _Watch(started, stop, patience or Patience(), say or say_to_user, lifeline).run()
+            return _Watch(started, stop, patience or _PATIENCE, say or say_to_user, lifeline).run()
         finally:
             for rank in started:
                 rank.kill_group()
@@ -249,7 +253,7 @@ class _Watch:
         others = len(self._alive())
         if not others:
             return ""
-        seconds = self._patience.report_seconds
+        seconds = self._patience.report_seconds + self._patience.exit_seconds
         return f"; {others} other {'rank ends' if others == 1 else 'ranks end'} within {seconds:g} s"
 
     def _press_survivors(self) -> None:

@@ -22,7 +22,7 @@ class RankPlan:
 
     def __str__(self) -> str:
         device = {True: " on GPU", False: " on CPU", None: ""}[self.on_gpu]
-        return f"{_count(self.ranks, 'rank')}{device} ({self.reason})"
+        return f"{counted(self.ranks, 'rank')}{device} ({self.reason})"
 
 
 def plan_ranks(cfg: RunConfig, gpus: GpuCount) -> RankPlan:
@@ -33,11 +33,11 @@ def plan_ranks(cfg: RunConfig, gpus: GpuCount) -> RankPlan:
     """
     launch = cfg.launch
     if launch.cpu_ranks is not None:
-        hidden = f"; {_count(gpus.count, 'GPU')} left alone" if gpus.count else ""
+        hidden = f"; {counted(gpus.count, 'GPU')} left alone" if gpus.count else ""
         return RankPlan(launch.cpu_ranks, f"cpu_ranks={launch.cpu_ranks}{hidden}", on_gpu=False)
     if launch.num_gpus is not None and launch.num_gpus > gpus.count:
         remedy = f"use num_gpus={gpus.count}" if gpus.count else "leave num_gpus out, or use cpu_ranks"
-        constraint = f"{_count(gpus.count, 'GPU')} found here (by {gpus.found_by})"
+        constraint = f"{counted(gpus.count, 'GPU')} found here (by {gpus.found_by})"
         raise ConfigError([Problem("num_gpus", launch.num_gpus, constraint, remedy)])
     if gpus.count:
         reason = f"num_gpus={launch.num_gpus}" if launch.num_gpus else f"one a GPU, by {gpus.found_by}"
@@ -105,7 +105,7 @@ def _layout(cfg: RunConfig, ranks: int) -> str:
     if parallel.sequence_parallel:
         extras.insert(0, "sequence parallel")
     return (
-        f"{_count(ranks, 'rank')} = tensor parallel {parallel.model_parallel_size} x pipeline "
+        f"{counted(ranks, 'rank')} = tensor parallel {parallel.model_parallel_size} x pipeline "
         f"{parallel.pipeline_size} x data parallel {copies}; {', '.join(extras)}"
     )
 
@@ -113,15 +113,15 @@ def _layout(cfg: RunConfig, ranks: int) -> str:
 def _batch(cfg: RunConfig, ranks: int) -> str:
     shape = cfg.batch.batch_shape(ranks // cfg.parallel.model_ranks)
     return (
-        f"{_count(shape.micro, 'sequence')} x {_count(shape.accumulation, 'accumulation step')} x "
-        f"{shape.data_parallel} data parallel = {_count(shape.global_, 'sequence')} a step; "
+        f"{counted(shape.micro, 'sequence')} x {counted(shape.accumulation, 'accumulation step')} x "
+        f"{shape.data_parallel} data parallel = {counted(shape.global_, 'sequence')} a step; "
         f"x {cfg.model.seq_length:,} tokens = {tokens_per_step(cfg, ranks):,} tokens a step"
     )
 
 
 def _length(cfg: RunConfig, ranks: int) -> str:
     iterations = cfg.schedule.train_iters
-    return f"{_count(iterations, 'iteration')} = {iterations * tokens_per_step(cfg, ranks):,} tokens"
+    return f"{counted(iterations, 'iteration')} = {iterations * tokens_per_step(cfg, ranks):,} tokens"
 
 
 def _learning_rate(cfg: RunConfig) -> str:
@@ -152,10 +152,11 @@ def _checkpoints(cfg: RunConfig) -> str:
     if checkpoint.save is None:
         return f"{start}; save is not set: nothing is kept"
     every = checkpoint.checkpoint_factor
-    how_often = "at the end" if every is None else f"every {_count(every, 'iteration')}"
+    how_often = "at the end" if every is None else f"every {counted(every, 'iteration')}"
     uploads = "" if checkpoint.s3_path is None else f", uploaded to {checkpoint.s3_path}"
     return f"{start}; {how_often} into {checkpoint.save}{uploads}"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 node`, `32 nodes`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

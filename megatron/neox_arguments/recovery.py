@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from .fields import Concern, NonNegative, Positive, key
 
 
@@ -14,7 +18,7 @@ class RecoveryConfig(Concern):
         "Steps in a row that may be skipped because their loss or gradient is not finite; one more rolls the "
         "run back to the last good checkpoint.",
     )
-    max_rollbacks: NonNegative = key(
+    max_rollbacks: Annotated[NonNegative, Field(le=1000)] = key(
         5, "Times that a run may be rolled back, over all its resumes; one more stops it with a report."
     )
     loss_spike_ratio: float = key(

@@ -16,17 +16,25 @@ from megatron.planning.machine import DEFAULT_GPUS_PER_NODE, Machine, machine_of
 from megatron.planning.plan import make_plan
 from megatron.planning.report import as_data, in_words
 
+STANDARD_OUTPUT = Path("-")
+
 
 def run_plan(cfg: RunConfig, options: argparse.Namespace) -> int:
     """Prints the plan, and writes it to `--json`; returns 0 whether the run fits or not.
+
+    `--json -` is for a program that reads the standard output: nothing else is printed.
 
     Raises:
         UserError: see the message; nothing is printed then.
     """
     machine = _machine(cfg, options)
     plan = make_plan(cfg, machine, options.mfu)
+    data = json.dumps(as_data(plan), indent=1) + "\n" if options.json is not None else ""
+    if options.json == STANDARD_OUTPUT:
+        print(data, end="")
+        return 0
     if options.json is not None:
-        _write(options.json, json.dumps(as_data(plan), indent=1) + "\n")
+        _write(options.json, data)
     print(in_words(plan))
     return 0
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from megatron.neox_arguments.errors import UserError
-from megatron.planning.gpus import GIB, GPUS, Gpu, find_gpu
+from megatron.planning.gpus import GIB, GPUS, Gpu, find_typed_gpu
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
@@ -19,11 +19,20 @@ DEFAULT_DISK_BYTES_PER_SECOND = 2e9
 # The CUDA context, cuBLAS' workspace and NCCL's buffers, which no allocator of torch sees, and what is lost
 # to fragmentation. An assumption, not a measurement.
 RESERVED_BYTES = 2 * GIB
+# Of a GPU's memory no plan uses more: activations differ by up to 5% from what is counted
+# (docs/planning.md), kernels have workspaces, and an allocator that is nearly full starts over all the time.
+USED_SHARE = 0.95
+# More GPUs than any machine has. A plan names every rank's groups, so it grows with them.
+MOST_GPUS = 2**18
+_LEAST_MEMORY_BYTES = GIB
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Nodes of equal GPUs, a disk, and what was assumed about them."""
+    """Nodes of equal GPUs, a disk, and what was assumed about them.
+
+    `memory_bytes` is what a process can have of one GPU.
+    """
 
     nodes: int
     gpus_per_node: int
@@ -35,6 +44,11 @@ class Machine:
     @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def planned_bytes(self) -> int:
+        """What a run may need of a GPU to be said to fit."""
+        return int(USED_SHARE * self.memory_bytes)
 
 
 def parse_bytes(option: str, text: str) -> int:
@@ -67,18 +81,28 @@ def machine_of(
     for option, number in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node)):
         if number < 1:
             raise UserError(f"{option}={number}: must be at least 1")
-    gpu = find_gpu(gpu_name or DEFAULT_GPU)
+    if nodes * gpus_per_node > MOST_GPUS:
+        raise UserError(
+            f"--nodes={nodes}: with {gpus_per_node:,} GPUs each these are {nodes * gpus_per_node:,}, and a "
+            f"plan is made for at most {MOST_GPUS:,}; use fewer"
+        )
+    gpu = find_typed_gpu(DEFAULT_GPU if gpu_name is None else gpu_name)
     if gpu is None:
         known = ", ".join(gpu.name.lower().replace(" ", "-") for gpu in GPUS)
         raise UserError(f"--gpu={gpu_name}: is not in megatron/planning/gpus.py; use one of {known}")
     said = list(assumed)
     if gpu_name is None:
         said.append(f"GPUs are {gpu.name} (--gpu)")
-    memory_bytes = gpu.memory_gib * GIB
+    memory_bytes = int(gpu.usable_gib * GIB)
     if gpu_memory is not None:
         memory_bytes = parse_bytes("--gpu-memory", gpu_memory)
+        if memory_bytes < _LEAST_MEMORY_BYTES:
+            wanted = f"{gpu_memory.strip()}GiB" if gpu_memory.strip().isdigit() else "40GiB"
+            raise UserError(
+                f"--gpu-memory={gpu_memory}: is {memory_bytes:,} bytes, less than any GPU has; write {wanted}"
+            )
     else:
-        said.append(f"a GPU has {gpu.memory_gib} GiB (--gpu-memory)")
+        said.append(f"a process can have {gpu.usable_gib:g} GiB of a GPU's {gpu.memory_gb} GB (--gpu-memory)")
     speed = DEFAULT_DISK_BYTES_PER_SECOND
     if disk_speed is not None:
         speed = float(parse_bytes("--disk-speed", disk_speed))

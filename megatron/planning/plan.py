@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.fullest.memory.total <= self.machine.memory_bytes
+        return self.fullest.memory.total <= self.machine.planned_bytes
 
     @property
     def steps(self) -> int:
@@ -132,7 +132,7 @@ def make_plan(cfg: RunConfig, machine: Machine, mfu: float | None = None) -> Pla
     measured = _measured(building, stages) if building is not None else _by_arithmetic(
         cfg, padded, machine, shape.accumulation, stages
     )  # fmt: skip
-    fits = max(stage.memory.total for stage in measured) <= machine.memory_bytes
+    fits = max(stage.memory.total for stage in measured) <= machine.planned_bytes
     return Plan(
         cfg=cfg,
         machine=machine,
@@ -149,8 +149,8 @@ def make_plan(cfg: RunConfig, machine: Machine, mfu: float | None = None) -> Pla
         mfu=run.mfu if mfu is None else mfu,
         mfu_is_given=mfu is not None,
         checkpoints=_checkpoints(cfg, vocab, machine),
-        suggestions=fastest(found, machine.memory_bytes, _SUGGESTIONS),
-        remedies=[] if fits else nearest(found, run, machine.memory_bytes, _NEAREST),
+        suggestions=fastest(found, machine.planned_bytes, _SUGGESTIONS),
+        remedies=[] if fits else nearest(found, run, machine.planned_bytes, _NEAREST),
         published=published_run(cfg.model),
     )
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from megatron.launcher.plan import describe
+from megatron.launcher.plan import counted, describe
 from megatron.neox_arguments.errors import shown
 from megatron.planning.gpus import GIB
 from megatron.planning.groups import crossing, nodes_of, rows_by_node, span
 from megatron.planning.layouts import Candidate
+from megatron.planning.machine import USED_SHARE
 from megatron.planning.memory import Memory
 from megatron.planning.plan import Plan
 
@@ -38,8 +39,8 @@ def _run(plan: Plan) -> Iterator[str]:
     machine = plan.machine
     yield _row(
         "machine",
-        f"{machine.nodes:,} nodes x {machine.gpus_per_node} GPUs = {machine.gpus:,} {machine.gpu.name} "
-        f"with {_gib(machine.memory_bytes)} each",
+        f"{counted(machine.nodes, 'node')} x {counted(machine.gpus_per_node, 'GPU')} = {machine.gpus:,} "
+        f"{machine.gpu.name} with {_gib(machine.memory_bytes)} each",
     )
     yield from describe(plan.cfg, machine.gpus).splitlines()
     yield _row(
@@ -52,23 +53,24 @@ def _run(plan: Plan) -> Iterator[str]:
 def _groups(plan: Plan) -> Iterator[str]:
     layout, per_node = plan.layout, plan.machine.gpus_per_node
     data, pipes = layout.data_groups(), layout.pipeline_groups()
-    yield _row("tensor", f"{len(layout.tensor_groups()):,} groups of {layout.tensor} neighbouring ranks")
+    of_tensor = counted(len(layout.tensor_groups()), "group")
+    yield _row("tensor", f"{of_tensor} of {counted(layout.tensor, 'neighbouring rank')}")
     yield _row(
-        "data", f"{len(data):,} groups of {layout.data}, such as {span(data[0])}, "
-        f"over {len(nodes_of(data[0], per_node)):,} nodes"
+        "data", f"{counted(len(data), 'group')} of {layout.data:,}, such as {span(data[0])}, "
+        f"over {counted(len(nodes_of(data[0], per_node)), 'node')}"
     )  # fmt: skip
     if layout.pipeline > 1:
-        over = len(nodes_of(pipes[0], per_node))
+        over = counted(len(nodes_of(pipes[0], per_node)), "node")
         yield _row(
             "pipeline",
-            f"{len(pipes):,} groups of {layout.pipeline}, such as {span(pipes[0])}, over {over:,} nodes",
+            f"{counted(len(pipes), 'group')} of {layout.pipeline}, such as {span(pipes[0])}, over {over}",
         )
     torn, gpu = crossing(layout, per_node), plan.machine.gpu
     if torn:
         yield (
-            f"warning: {len(torn):,} tensor parallel groups lie on more than one node, "
-            f"such as ranks {span(torn[0])} on nodes {span(nodes_of(torn[0], per_node))}: "
-            f"every layer waits for the network "
+            f"warning: {counted(len(torn), 'tensor parallel group')} {'lies' if len(torn) == 1 else 'lie'} "
+            f"on more than one node, such as ranks {span(torn[0])} on nodes "
+            f"{span(nodes_of(torn[0], per_node))}: every layer waits for the network "
             f"({gpu.network_gb_per_second:g} GB/s, not {gpu.node_gb_per_second:g}); "
             f"use model_parallel_size at most {per_node} and dividing it"
         )
@@ -81,7 +83,7 @@ def _groups(plan: Plan) -> Iterator[str]:
             f"{span(row.data_parallel_ranks):<14} {groups}"
         )
     if len(rows) > _MOST_ROWS:
-        yield f"{'…':>6}  and {len(rows) - _MOST_ROWS:,} more nodes; --json has all groups"
+        yield f"{'…':>6}  and {counted(len(rows) - _MOST_ROWS, 'more node')}; --json has all groups"
 
 
 def _data(plan: Plan) -> Iterator[str]:
@@ -110,11 +112,13 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield f"{stage.stage:>6} {stage.rank:>6} {stage.parameters:>16,} " + " ".join(
             f"{_gib(amount):>11}" for amount in amounts
         )
-    need, there = plan.fullest.memory.total, plan.machine.memory_bytes
+    need, there, most = plan.fullest.memory.total, plan.machine.memory_bytes, plan.machine.planned_bytes
+    margin = f"a plan uses at most {USED_SHARE:.0%} of it, {_gib(most)}"
     if plan.fits:
-        yield f"fits: {_gib(need)} of {_gib(there)}"
+        yield f"fits: {_gib(need)} of {_gib(there)}, which is {need / there:.0%}; {margin}"
         return
-    yield f"DOES NOT FIT: {_gib(need)} needed, {_gib(there)} there ({_gib(need - there)} too much)"
+    much = f"{_gib(need - there)} too much" if need > there else "no margin is left"
+    yield f"DOES NOT FIT: {_gib(need)} needed, {_gib(there)} there ({much}); {margin}"
     if not plan.remedies:
         yield "No layout of this run fits on these GPUs: use more of them, or larger ones."
     for one in plan.remedies:
@@ -219,6 +223,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "gpus_per_node": machine.gpus_per_node,
         "gpu": machine.gpu.name,
         "gpu_memory_bytes": machine.memory_bytes,
+        "planned_memory_bytes": machine.planned_bytes,
         "world_size": machine.gpus,
         "tensor_parallel_size": layout.tensor,
         "pipeline_parallel_size": layout.pipeline,

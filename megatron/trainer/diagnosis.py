@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from megatron.data.mcore_datasets import SequenceOrder
 
 _ALONE = BatchShape(micro=1, accumulation=1, data_parallel=1, global_=1)
+# Of a sample's gradient in one layer: megatron-core adds the squares of all in float32, which ends at 3.4e38.
+_LARGEST_NORM = 1e18
 _MOST_NAMED = 8  # parameters, samples or ranks in a sentence
 
 Place = tuple[int, int, str]  # pipeline stage, how many modules of it came before, its name
@@ -63,6 +65,7 @@ class RankFacts:
     bad_moments: list[str]
     own_loss_is_finite: bool
     own_gradient_is_finite: bool
+    largest_weight: float = math.nan
     samples: list[SampleFacts] = field(default_factory=list)
     cross_check: SampleFacts | None = None
     # layer → norms of this rank's part of its weights and of its gradients, the latter before any sum
@@ -157,6 +160,14 @@ class Diagnosis:
             ],
         }
 
+    def good_gradients(self) -> dict[int, bool]:
+        """Whether the gradient of each sample was finite in the second computation, on every rank."""
+        found: dict[int, bool] = {}
+        for rank in self.facts:
+            for sample in rank.samples:
+                found[sample.sample_id] = found.get(sample.sample_id, True) and sample.gradient_is_finite
+        return found
+
     def losses(self) -> dict[int, float]:
         """The loss of each sample in the second computation."""
         return {
@@ -223,6 +234,10 @@ def diagnose(
         bad_moments=["the optimizer's moments"] if "moments" in kinds else [],
         own_loss_is_finite=own_loss_is_finite,
         own_gradient_is_finite=own_gradient_is_finite,
+        largest_weight=max(
+            float(torch.linalg.vector_norm(weight.detach(), ord=math.inf))
+            for weight in state.model.parameters()
+        ),
         samples=samples,
         layers=again.layers(),
     )
@@ -309,7 +324,9 @@ class _Again:
         for name, parameter in self._state.model.named_parameters():
             gradient = parameter.main_grad
             weight_norm, gradient_norm = (
-                float(torch.linalg.vector_norm(tensor.detach().float())) for tensor in (parameter, gradient)
+                # In float64: numbers of float32 may all be finite where the sum of their squares is not.
+                float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
+                for tensor in (parameter, gradient)
             )
             if not math.isfinite(gradient_norm):
                 bad.append(self._names.of(name))
@@ -385,6 +402,14 @@ def conclude(facts: list[RankFacts]) -> Cause:
     if at_fault:
         text = f"a fault of the moment on {_ranks(at_fault, facts)}: the step computed again is finite"
         return Cause("rank", text, at_fault)
+    norms = {name: part[1] for rank in facts for name, part in rank.layers.items()}
+    name = max(norms, key=lambda layer: norms[layer], default="")
+    if name and norms[name] > _LARGEST_NORM:
+        text = (
+            f"the weights: with them every gradient is finite and too large: the norm of that of {name} is "
+            f"{norms[name]:.3g}, and the square of such a number overflows float32"
+        )
+        return Cause("weights", text, is_hopeless=True)
     text = (
         "every rank's own loss and gradient were finite and their sum was not: an overflow, or the "
         "communication between the ranks"
@@ -413,10 +438,26 @@ def _conclude_from_samples(facts: list[RankFacts], bad_samples: list[int]) -> Ca
     if beginners and len(beginners) < len(of_stage):
         return _these_ranks(beginners, facts, bad_samples)
     if len(everywhere) > 1 and len(bad_samples) == len(everywhere):
-        text = f"the weights: they are finite, and none of {len(everywhere)} samples gives finite numbers"
+        largest = max(rank.largest_weight for rank in facts)
+        text = (
+            f"the weights: each is finite, the largest {largest:.3g}, and with them all {len(everywhere)} "
+            f"samples give {_what_is_bad(facts)}"
+        )
         return Cause("weights", text, samples=bad_samples, is_hopeless=True)
-    text = f"the data: finite weights and sample(s) {_some(bad_samples)} give numbers that are not"
+    text = f"the data: finite weights and sample(s) {_some(bad_samples)} give {_what_is_bad(facts)}"
     return Cause("data", text, samples=bad_samples)
+
+
+def _what_is_bad(facts: list[RankFacts]) -> str:
+    """What the bad samples give, on the ranks that have them."""
+    bad = [sample for rank in facts for sample in rank.samples if sample.is_bad]
+    if any(sample.loss is not None and not math.isfinite(sample.loss) for sample in bad):
+        return "a loss that is not finite"
+    outputs = [sample.first_bad for sample in bad if sample.first_bad is not None]
+    if outputs:
+        return f"a finite loss, and an output of {min(outputs)[2]} that is not finite"
+    names = [sample.bad_gradient for sample in bad if sample.bad_gradient is not None]
+    return f"a finite loss, and a gradient that is not finite, first of {names[-1]}"
 
 
 def _these_ranks(ranks: list[int], facts: list[RankFacts], bad_samples: list[int]) -> Cause:

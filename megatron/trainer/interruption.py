@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from megatron.neox_arguments.errors import UserError
+
 _OF_A_PERSON = (signal.SIGINT, signal.SIGHUP)
 _OF_A_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -56,3 +58,16 @@ def ask_for_requeue(path: Path, iteration: int, signal_name: str) -> None:
     write_atomically(
         path, f"stopped by {signal_name or 'a signal to another rank'} after iteration {iteration}\n"
     )
+
+
+def withdraw_requeue(path: Path | None) -> None:
+    """Removes that file, where there is a place for one: what was asked for is done, or under way.
+
+    Raises:
+        UserError: it cannot be removed, and a batch script that sees it would start a finished run again.
+    """
+    try:
+        if path is not None:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; remove it, and run the same command again") from error

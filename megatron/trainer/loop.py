@@ -11,14 +11,14 @@ import os
 from megatron.data.loader import batches
 from megatron.monitoring import EvalReport
 from megatron.trainer.checkpoints import Checkpoints
-from megatron.trainer.interruption import ask_for_requeue, requeue_file
+from megatron.trainer.interruption import ask_for_requeue, requeue_file, withdraw_requeue
 from megatron.trainer.meter import Meter
 from megatron.trainer.pace import Pace
 from megatron.trainer.recovery import Recovery
 from megatron.trainer.run import Run
 from megatron.trainer.schedule import learning_rate
 from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
-from megatron.trainer.telling import on_all_ranks
+from megatron.trainer.telling import on_all_ranks, on_main_rank
 from megatron.trainer.validation import evaluate
 from megatron.trainer.watchdog import PATIENCE
 
@@ -33,6 +33,7 @@ def train(run: Run) -> None:
     progress = state.progress
     shape = cfg.batch.batch_shape(backend.data_parallel_size)
     tokens_per_step = shape.global_ * cfg.model.seq_length
+    _withdraw_requeue(run)
     if progress.iteration >= cfg.schedule.train_iters:
         run.log(
             f"nothing to do: iteration {progress.iteration} of train_iters={cfg.schedule.train_iters} is done"
@@ -47,6 +48,8 @@ def train(run: Run) -> None:
         num_workers=cfg.data.num_workers,
     )
     meter = Meter(cfg, backend, state.built.padded_vocab_size)
+    if meter.notice is not None:
+        run.log(f"note: {meter.notice}")
     checkpoints = Checkpoints(
         cfg, backend, state, run.tokenizer, run.monitor, meter, run.keeper, run.fence, run.log
     )
@@ -96,7 +99,9 @@ def train(run: Run) -> None:
     checkpoints.save(is_final=True)
     if progress.iteration < cfg.schedule.train_iters:
         _say_stopped(run, wants_requeue)
-    elif cfg.validation.do_test and run.blends.test and cfg.validation.eval_iters:
+        return
+    _withdraw_requeue(run)  # an attempt before may have written it late
+    if cfg.validation.do_test and run.blends.test and cfg.validation.eval_iters:
         losses = evaluate(state, cfg, backend, run.blends.test, run.watchdog)
         run.monitor.evaluation(EvalReport(progress.iteration, "test", losses))
 
@@ -112,6 +117,11 @@ def _evaluate(run: Run, meter: Meter, recovery: Recovery) -> None:
         if all(recovery.after_validation(name, loss) for name, loss in losses.items()):
             break
     meter.resume(paused)
+
+
+def _withdraw_requeue(run: Run) -> None:
+    """Rank 0 takes back what the attempt before asked for; `_say_stopped` is where it is asked for again."""
+    on_main_rank(lambda: withdraw_requeue(requeue_file(run.cfg.checkpoint.save, os.environ)))
 
 
 def _say_stopped(run: Run, wants_requeue: bool) -> None:

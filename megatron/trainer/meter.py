@@ -23,6 +23,7 @@ class Meter:
         self._cfg = cfg
         self._backend = backend
         self._flops, self._causal_flops = flops_per_token(cfg.model, vocab_size)
+        self.notice: str | None = None  # what is not measured, and why
         self._peak = self._peak_flops()
         self._started = time.perf_counter()
         self._steps = 0
@@ -36,18 +37,25 @@ class Meter:
             return self._cfg.logging.peak_tflops_per_gpu * 1e12
         if self._backend.device.type != "cuda" or self._cfg.precision.dtype_name != "bfloat16":
             return None
-        return peak_flops(torch.cuda.get_device_name(self._backend.device))
+        name = torch.cuda.get_device_name(self._backend.device)
+        peak = peak_flops(name)
+        if peak is None:
+            self.notice = f"MFU is not shown: the peak of {name} is not known; peak_tflops_per_gpu sets it"
+        return peak
 
     def step_done(self, tokens: int) -> None:
         self._steps += 1
         self._tokens += tokens
 
     def pause(self) -> float:
-        """Call before something that is not training; give the result to `resume` after it."""
-        return time.perf_counter()
+        """Call before something that is not training; give the result to `resume` after it.
 
-    def resume(self, paused_at: float) -> None:
-        self._started += time.perf_counter() - paused_at
+        One pause may lie in another: a rollback saves.
+        """
+        return time.perf_counter() - self._started
+
+    def resume(self, counted_seconds: float) -> None:
+        self._started = time.perf_counter() - counted_seconds
 
     def report(
         self,

@@ -2,12 +2,13 @@
 """What a rank did by itself in a step, seen at the moment its gradients go out to be summed with the others'.
 
 After that moment a number that is not finite is everybody's, and every rank has taken the same time. So two
-things are noted there, neither of which waits for the device: the norm of the rank's own gradients, and how
-long it took to have them.
+things are noted there, neither of which waits for the device: the largest number in the rank's own gradients
+(their norm may be too large for float32 where they are not), and how long it took to have them.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ class OwnWork:
         self._on_gpu = backend.device.type == "cuda"
         self._began: Any = None
         self._ended: Any = None
-        self._norms: list[torch.Tensor] = []
+        self._largest: list[torch.Tensor] = []
         self._seconds = 0.0
         for group in model.bucket_groups:
             group.start_grad_sync = self._heard(group, group.start_grad_sync)
@@ -33,12 +34,12 @@ class OwnWork:
     def begin(self) -> None:
         """A step begins. The one before is over on the device too: its loss was read."""
         self._count()
-        self._norms = []
+        self._largest = []
         self._began, self._ended = self._now(), None
 
     def gradient_is_finite(self) -> bool:
         """Whether this rank's own gradients of the step were; waits for the device."""
-        return all(bool(torch.isfinite(norm)) for norm in self._norms)
+        return all(bool(torch.isfinite(one)) for one in self._largest)
 
     def seconds(self) -> float:
         """The rank's own time in the steps that were done since the last call."""
@@ -50,7 +51,9 @@ class OwnWork:
         def start_grad_sync(*arguments: Any, **named: Any) -> Any:
             if self._ended is None and self._began is not None:
                 self._ended = self._now()
-            self._norms += [torch.linalg.vector_norm(bucket.grad_data) for bucket in group.buckets]
+            self._largest += [
+                torch.linalg.vector_norm(bucket.grad_data, ord=math.inf) for bucket in group.buckets
+            ]
             return start(*arguments, **named)
 
         return start_grad_sync

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from megatron.data.mcore_datasets import SequenceOrder
 
 REPORTS = "recovery"  # the folder in log_dir
+# After so many rollbacks to the same weights that led to bad numbers again, one more would too.
+_MOST_TIMES_TO_THE_SAME = 3
 
 
 class Recovery:
@@ -98,15 +101,18 @@ class Recovery:
         self._checkpoints.settle()  # what is being written was good
         ledger, progress = self._state.ledger, self._state.progress
         done, most = len(ledger.rollbacks), self._cfg.recovery.max_rollbacks
-        found = self._last_good(trouble, diagnosis) if done < most else None
+        if done >= most:
+            raise self._give_up(trouble, diagnosis, f"it has gone back {done} times (max_rollbacks={most})")
+        found = self._last_good(trouble, diagnosis)
         if found is None:
-            raise self._give_up(trouble, diagnosis)
+            raise self._give_up(trouble, diagnosis, self._why_nothing_is_left())
         folder, record = found
+        back_to = ledger.weights_of(record.iteration)
         self._run.watchdog.begins(f"going back to {folder}", PATIENCE)
         load_all(folder, self._state.trainable, record, self._backend)
         rollback = {
             "iteration": progress.iteration,
-            "back_to": ledger.weights_of(record.iteration),
+            "back_to": back_to,
             "first_sequence": record.sequences_seen,
             "end_sequence": progress.sequences_seen,
             "why": str(trouble),
@@ -116,16 +122,19 @@ class Recovery:
         ledger.losses = list(record.recovery.get("losses", []))
         self._report(trouble, diagnosis, "rollback", rollback)
         self._run.log(
-            f"warning: {trouble}; the weights and the optimizer are those of {folder} again, and sequences "
-            f"{record.sequences_seen:,} to {progress.sequences_seen - 1:,} are left out "
-            f"(rollback {done + 1} of at most {most})"
+            f"warning: {trouble}; the weights and the optimizer are those of iteration {back_to} again "
+            f"(from {folder}), and sequences {record.sequences_seen:,} to {progress.sequences_seen - 1:,} "
+            f"are left out (rollback {done + 1} of at most {most})"
         )
         self._checkpoints.save(is_final=False)
 
     def _last_good(
         self, trouble: Trouble, diagnosis: Diagnosis | None
     ) -> tuple[Path, CheckpointRecord] | None:
-        """The newest whole checkpoint from before the trouble, of weights that were not gone back to yet."""
+        """The newest whole checkpoint from before the trouble, of weights that were not gone back to yet.
+
+        Where there is none of these any more, the newest of those that were not gone back to too often.
+        """
         save, ledger = self._cfg.checkpoint.save, self._state.ledger
         if save is None:
             return None
@@ -137,9 +146,10 @@ class Recovery:
             for step in on_all_ranks(lambda: folders.iterations_in(save))
             if step <= newest and not any(r["back_to"] < step < r["iteration"] for r in ledger.rollbacks)
         ]
-        used = {rollback["back_to"] for rollback in ledger.rollbacks}
-        fresh = [step for step in there if ledger.weights_of(step) not in used]
-        for iteration in [*reversed(fresh), *reversed([step for step in there if step not in fresh])]:
+        times = self._times_gone_back_to()
+        fresh = [step for step in there if not times[ledger.weights_of(step)]]
+        used = [step for step in there if 0 < times[ledger.weights_of(step)] < _MOST_TIMES_TO_THE_SAME]
+        for iteration in [*reversed(fresh), *reversed(used)]:
             folder = save / folders.step_name(iteration)
             found = find_whole(folder, self._cfg, self._backend, self._run.log)
             if isinstance(found, CheckpointRecord):
@@ -147,13 +157,23 @@ class Recovery:
             self._run.log(f"warning: {folder} is damaged and not used: {found}")
         return None
 
-    def _give_up(self, trouble: Trouble, diagnosis: Diagnosis | None) -> UserError:
+    def _times_gone_back_to(self) -> Counter[int]:
+        """How often, by the iteration that the weights are of."""
+        return Counter(rollback["back_to"] for rollback in self._state.ledger.rollbacks)
+
+    def _why_nothing_is_left(self) -> str:
+        for iteration, times in self._times_gone_back_to().items():
+            if times >= _MOST_TIMES_TO_THE_SAME:
+                return f"{times} times it went back to the weights of iteration {iteration}, for no good"
+        return "there is no good checkpoint to go back to"
+
+    def _give_up(self, trouble: Trouble, diagnosis: Diagnosis | None, why: str) -> UserError:
         path = self._report(trouble, diagnosis, "given up")
         cause = f" ({diagnosis.cause.text})" if diagnosis is not None else ""
         report = f"; the report is {path}" if path is not None else ""
         updates = trouble.iteration - (1 if diagnosis is not None else 0)
         return UserError(
-            f"{trouble}, so the run stops and saves nothing{cause}{report}; "
+            f"{trouble}, so the run stops and saves nothing{cause}; {why}{report}; "
             + way_back(self._cfg, updates, self._run.command)
         )
 
@@ -194,9 +214,14 @@ class Recovery:
         if diagnosis is not None:
             end = self._state.progress.sequences_seen
             shape = self._cfg.batch.batch_shape(self._backend.data_parallel_size)
-            losses = diagnosis.losses()
+            losses, good = diagnosis.losses(), diagnosis.good_gradients()
             found["samples"] = [
-                {"id": i, "source": self._data.source_of(i), "loss_computed_again": losses.get(i)}
+                {
+                    "id": i,
+                    "source": self._data.source_of(i),
+                    "loss_computed_again": losses.get(i),
+                    "gradient_is_finite": good.get(i),
+                }
                 for i in range(end - shape.global_, end)
             ]
             found.update(diagnosis.to_json())

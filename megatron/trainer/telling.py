@@ -18,6 +18,14 @@ T = TypeVar("T")
 
 # How long a rank waits for rank 0 to say the same; less than the launcher's patience with the others.
 _PATIENCE = datetime.timedelta(seconds=3)
+# As gloo (transport/tcp/pair.cc), NCCL (its error codes) and the store that ranks meet at have it.
+_OF_A_LOST_CONNECTION = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection was likely closed",
+    "ncclRemoteError",
+)
 
 
 def speaks(error: UserError) -> bool:
@@ -40,6 +48,18 @@ def speaks(error: UserError) -> bool:
         store.set(f"rank {rank} has read it", "")
         return not is_same
     return True
+
+
+def lost_connection(error: Exception) -> str | None:
+    """What a collective said that failed because a rank's process is gone; None where it is another error.
+
+    gloo has no class of its own for it, NCCL has `DistBackendError` for this and its other troubles.
+    """
+    said = str(error)
+    for words in _OF_A_LOST_CONNECTION:
+        if isinstance(error, RuntimeError) and words in said:
+            return words
+    return None
 
 
 def on_all_ranks(action: Callable[[], T]) -> T:

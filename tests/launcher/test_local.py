@@ -187,6 +187,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path, death: str, status: in
     assert launcher.returncode == status
     assert "rank 1 (process " in err
     assert words in err
+    assert "2 other ranks end within 0.8 s" in err  # asked after 0.3 s, killed 0.5 s later
     assert_gone(pids)
 
 

@@ -73,4 +73,10 @@ def test_flops_reproduce_the_published_utilisation() -> None:
 def test_peaks_are_found_by_name() -> None:
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
-    assert peak_flops("A card of tomorrow") is None
+    for name in (
+        "A card of tomorrow",
+        "NVIDIA RTX A1000",
+        "NVIDIA RTX A4000",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    ):
+        assert peak_flops(name) is None, name

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron.backend.paper import own_group
 from megatron.core.parallel_state import RankGenerator
 from megatron.planning.groups import Layout, crossing, rows_by_node, span
 
@@ -17,6 +18,17 @@ def test_groups_are_megatron_cores(sizes: tuple[int, int, int]) -> None:
     assert layout.tensor_groups() == theirs.get_ranks("tp")
     assert sorted(layout.data_groups()) == sorted(theirs.get_ranks("dp"))
     assert sorted(layout.pipeline_groups()) == sorted(theirs.get_ranks("pp"))
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 4), (2, 4, 3), (3, 2, 2), (1, 1, 1)])
+def test_on_paper_a_rank_is_given_its_own_groups(sizes: tuple[int, int, int]) -> None:
+    tensor, pipeline, data = sizes
+    generator = RankGenerator(tp=tensor, ep=1, dp=data, pp=pipeline, cp=1, order="tp-cp-ep-dp-pp")
+    for token in ("tp", "dp", "pp", "tp-pp", "tp-dp-cp", "tp-ep-pp"):
+        mask = generator.get_mask(generator.order, token)
+        for group in generator.get_ranks(token):
+            for rank in group:
+                assert own_group(generator.ordered_size, mask, rank) == group
 
 
 def test_every_rank_stands_on_its_node_once() -> None:

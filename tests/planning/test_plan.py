@@ -19,6 +19,7 @@ from megatron.planning import plan as planning
 from megatron.planning.machine import Machine, machine_of, parse_bytes
 from megatron.planning.plan import make_plan
 from megatron.planning.report import as_data, in_words
+from tests.ranks import run_ranks
 from tests.test_deepy import ROOT, deepy
 
 CONFIGS = ROOT / "configs"
@@ -120,12 +121,54 @@ def test_what_does_not_fit_is_said_with_the_nearest_that_does() -> None:
     assert "DOES NOT FIT" in words
     nearest = plan.remedies[0]
     assert len(nearest.changes(plan.run)) <= 2
-    assert nearest.memory.total <= plan.machine.memory_bytes
+    assert nearest.memory.total <= 0.95 * plan.machine.memory_bytes
     settings = {"recompute": "none", **nearest.changes(plan.run)}
     overrides = [f"{key}={str(value).lower()}" for key, value in settings.items()]
     again = make_plan(llemma("34b", "checkpoint_activations=null", *overrides), cluster(memory="36GiB"))
     assert again.fits
     assert "No layout" in in_words(make_plan(llemma("34b"), cluster(nodes=1, memory="10GiB")))
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_run_that_fills_a_gpu_does_not_fit() -> None:
+    need = make_plan(llemma("34b"), cluster()).fullest.memory.total
+    full = make_plan(llemma("34b"), cluster(memory=str(need)))
+    assert not full.fits
+    assert "GiB there (no margin is left); a plan uses at most 95% of it" in in_words(full)
+    assert make_plan(llemma("34b"), cluster(memory=str(round(need / 0.95) + 1))).fits
+    assert as_data(full)["planned_memory_bytes"] == int(0.95 * need)
+
+
+def test_memory_is_what_a_process_can_have() -> None:
+    """Of an A100 with 40 GB that is 39.4 GiB, as CUDA says; what is typed is taken as it stands."""
+    machine = machine_of(nodes=1, gpus_per_node=8, gpu_name="a100", gpu_memory=None, disk_speed=None)
+    assert machine.memory_bytes == int(39.4 * 2**30)
+    assert cluster(memory="40GiB").memory_bytes == 40 * 2**30
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_one_of_a_thing_is_not_many() -> None:
+    words = in_words(make_plan(llemma("7b"), cluster(nodes=1)))
+    assert "1 node x 8 GPUs" in words
+    assert "over 1 node\n" in words
+    torn = in_words(make_plan(llemma("34b"), cluster(nodes=2, gpus_per_node=4)))
+    assert "1 tensor parallel group lies on more than one node, such as" in torn
+
+
+def groups_on_paper(ranks: int) -> int:
+    """Called in a process of its own: how many process groups the last of `ranks` ranks has."""
+    import torch.distributed as dist
+
+    from megatron.backend.paper import initialize_on_paper
+
+    initialize_on_paper(llemma("7b").parallel, ranks - 1, ranks)
+    return len(dist.distributed_c10d._world.pg_map)
+
+
+def test_what_is_built_does_not_grow_with_the_ranks() -> None:
+    assert run_ranks(groups_on_paper, 1, 4096) == run_ranks(groups_on_paper, 1, 16)
+    with pytest.raises(UserError, match="8,000,000, and a plan is made for at most 262,144"):
+        cluster(nodes=1_000_000)
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -135,7 +178,7 @@ def test_suggestions_fit_are_ranked_and_keep_the_batch() -> None:
     assert times == sorted(times)
     assert times[0] < plan.run.time.total
     for one in plan.suggestions:
-        assert one.memory.total <= plan.machine.memory_bytes
+        assert one.memory.total <= 0.95 * plan.machine.memory_bytes
         data = 256 // (one.choice.tensor * one.choice.pipeline)
         assert one.choice.micro * one.accumulation * data == 1024
         assert sum(one.time.shares().values()) > 0.95
@@ -154,13 +197,25 @@ def test_wrong_input_is_refused() -> None:
         make_plan(llemma("34b"), cluster(nodes=3, gpus_per_node=4))
     with pytest.raises(ConfigError, match="vocab_size"):
         make_plan(llemma("34b", "vocab_size=null"), cluster())
-    with pytest.raises(UserError, match="--gpu=abacus"):
-        cluster(gpu="abacus")
+    for name in ("abacus", "", "RTX A1000", "A4000", "A10G", "a100-64gb", "A100-SXM4-40GB MIG 1g.5gb"):
+        with pytest.raises(UserError, match=f"--gpu={name}: is not in"):
+            cluster(gpu=name)
+    names = ("A100", "a100-40gb", "a100 80", "NVIDIA A100-SXM4-80GB")
+    assert [cluster(gpu=name).gpu.memory_gb for name in names] == [40, 40, 80, 80]
+    with pytest.raises(UserError, match="is 40 bytes, less than any GPU has; write 40GiB"):
+        cluster(memory="40")
     for text in ("forty", "0", "-3GiB", "1e400"):
         with pytest.raises(UserError, match="--gpu-memory"):
             parse_bytes("--gpu-memory", text)
     assert parse_bytes("", "40GiB") == 40 * 2**30
     assert parse_bytes("", "2GB/s") == parse_bytes("", "2e9") == 2 * 10**9
+
+
+def test_a_program_reads_the_plan_from_the_standard_output(tmp_path: Path) -> None:
+    machine = ["--nodes", "2", "--gpus-per-node", "8"]
+    done = deepy(tmp_path, ROOT / "train.py", CONFIGS / "llemma_7b.yml", "--plan", *machine, "--json", "-")
+    assert json.loads(done.stdout)["world_size"] == 16, done.stderr
+    assert not (tmp_path / "-").exists()
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

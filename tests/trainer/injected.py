@@ -215,3 +215,28 @@ def slow_write(seconds: float) -> None:
         return write(*arguments)
 
     saving._write = slowly
+
+
+def killed_in_a_save(rank: int) -> None:
+    """One rank's process is gone while the ranks agree on who writes what."""
+    import os
+    import signal
+
+    saving: Any = importlib.import_module("megatron.checkpointing.saving")
+
+    plan = saving._plan
+
+    def planning(*arguments: Any) -> Any:
+        if _rank() == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plan(*arguments)
+
+    saving._plan = planning
+
+
+def killed_at(step: int, rank: int) -> None:
+    """One rank's process is gone in a step."""
+    import os
+    import signal
+
+    _at_step(step, lambda state: os.kill(os.getpid(), signal.SIGKILL), rank)

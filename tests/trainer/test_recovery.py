@@ -199,6 +199,29 @@ def test_a_fault_that_stays_ends_the_run_with_a_report(place: Place) -> None:
     }  # fmt: skip
 
 
+def test_a_run_that_comes_no_further_stops(place: Place) -> None:
+    """A learning rate with which every second step fails: there are no weights left to try again."""
+    train(place, "no way", train_iters=2, checkpoint_factor=2, lr_decay_iters=STEPS, ranks=1)
+    statuses, save = attempt(
+        place, "no way", optimizer={"type": "Adam", "params": {"lr": 1e35}}, max_rollbacks=1000,
+        warmup_iters=0, max_skipped_steps=0, eval_interval=100, ranks=1,
+    )  # fmt: skip
+    assert statuses == [2]
+    rollbacks = events(save, "rollback")
+    assert [event["back_to"] for event in rollbacks] == [2, 2, 2]
+    assert "3 times it went back to the weights of iteration 2, for no good" in said(place, "no way")
+    assert (
+        f"are those of iteration 2 again (from {save}/global_step{rollbacks[0]['iteration']}), and"
+    ) in said(place, "no way")
+    found = report(save, 10)
+    assert "each is finite, the largest " in found["cause"]["text"]
+    assert "give a finite loss, and a gradient that is not finite, first of " in found["cause"]["text"]
+    assert [sample["gradient_is_finite"] for sample in found["samples"]] == [False] * 8
+    # Of 1e33 to 1e35, whose squares float32 does not hold.
+    assert all(isinstance(layer["weight_norm"], float) for layer in found["layers"])
+    assert all(step["tokens_per_second"] < 1e8 for step in history_of(save).steps.values())
+
+
 def test_a_broken_tensor_parallel_rank_is_named(place: Place) -> None:
     changes = {"max_rollbacks": 0, "max_skipped_steps": 0, "model_parallel_size": 2}
     statuses, save = attempt(place, "broken TP", ("bad_module", 6, 1), **changes)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron.trainer.interruption import StopRequest, ask_for_requeue, requeue_file
+from megatron.neox_arguments.errors import UserError
+from megatron.trainer.interruption import StopRequest, ask_for_requeue, requeue_file, withdraw_requeue
 
 
 @pytest.mark.parametrize(("name", "requeues"), [
@@ -34,3 +35,15 @@ def test_the_file_lies_in_save_or_where_the_environment_says(tmp_path: Path) -> 
     ask_for_requeue(chosen, 12, "")
     assert chosen.read_text() == "stopped by a signal to another rank after iteration 12\n"
     assert [path.name for path in chosen.parent.iterdir()] == ["again"]
+
+
+def test_what_was_asked_for_is_taken_back(tmp_path: Path) -> None:
+    file = tmp_path / "requeue"
+    ask_for_requeue(file, 12, "SIGUSR1")
+    for _ in range(2):
+        withdraw_requeue(file)
+        assert not file.exists()
+    withdraw_requeue(None)
+    file.mkdir()
+    with pytest.raises(UserError, match="remove it"):
+        withdraw_requeue(file)

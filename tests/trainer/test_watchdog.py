@@ -71,6 +71,20 @@ def test_a_rank_that_does_not_come_is_named_with_its_collective(place: Place) ->
     assert latest(save) == "global_step4"
 
 
+@pytest.mark.parametrize(("fault", "gone"), [(("killed_in_a_save", 0), 0), (("killed_at", 3, 1), 1)])
+def test_a_rank_whose_neighbour_is_killed_says_so_in_a_line(
+    place: Place, fault: tuple[Any, ...], gone: int
+) -> None:
+    _, ranks = begin(place, fault[0], fault)
+    done = end(place, fault[0], ranks)
+    assert done[gone].status == -signal.SIGKILL
+    left = done[1 - gone]
+    assert left.status == 1, left.err
+    assert "Traceback" not in left.err
+    last = left.err.splitlines()[-1]
+    assert re.fullmatch(rf"rank {1 - gone}: another rank is gone \(.+\), so this one ends too", last)
+
+
 def test_a_stopped_process_is_noticed(place: Place) -> None:
     save, ranks = begin(place, "stopped", dead_rank_timeout_seconds=2.0, train_iters=4000)
     try:
