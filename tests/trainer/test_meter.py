@@ -51,6 +51,21 @@ def report(meter: Meter, iteration: int) -> StepReport:
     return meter.report(iteration, loss=1.5, lr=1e-4, grad_norm=0.5, tokens_seen=iteration * 4_194_304)
 
 
+def test_a_gpu_whose_peak_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An RTX A1000 was once taken for an A100."""
+    import torch
+
+    names = {
+        "NVIDIA RTX A1000": "MFU is not shown: the peak of NVIDIA RTX A1000 is not known",
+        "NVIDIA A100": None,
+    }
+    on_gpu = dataclasses.replace(backend(8), device=torch.device("cuda", 0))
+    for name, notice in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        said = Meter(run_config(**LLEMMA_7B, precision={"precision": "bfloat16"}), on_gpu, 32016).notice
+        assert said == (notice and f"{notice}; peak_tflops_per_gpu sets it")
+
+
 def test_rates_and_mfu_of_llemma_7b(clock: Clock) -> None:
     """Llemma 7B's own speed: 2,128 tokens/s on each A100 is an MFU of 31.4 % with its formula."""
     cfg = run_config(**LLEMMA_7B, schedule={"train_iters": 48000}, logging={"peak_tflops_per_gpu": 312.0})
@@ -92,6 +107,9 @@ def test_evaluation_and_saving_do_not_count(clock: Clock) -> None:
     meter.step_done(1000)
     paused = meter.pause()
     clock.seconds += 60
+    within = meter.pause()  # a rollback saves
+    clock.seconds += 30
+    meter.resume(within)
     meter.resume(paused)
     assert report(meter, 2).tokens_per_second == 500
 
