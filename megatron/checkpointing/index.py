@@ -9,6 +9,7 @@ with the classes of an index alone, and everything else as tensors and plain val
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import os
 import pickle
@@ -33,8 +34,17 @@ _INDEX_CLASSES = {
 }  # fmt: skip
 
 
+def _member(owner: Any, name: str) -> Any:
+    """A member of an enumeration: Python 3.11.0 to 3.11.3 pickles them as `getattr(class, name)`."""
+    if isinstance(owner, enum.EnumMeta) and name in owner.__members__:
+        return owner[name]
+    raise pickle.UnpicklingError(f"it asks for {name} of {owner!r}, which is not of an index")
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not of an index")

@@ -44,6 +44,7 @@ class MicroBatch:
     labels_BS: torch.Tensor
     loss_mask_BS: torch.Tensor
     sample_ids_B: torch.Tensor
+    is_masked: bool = False  # whether a loss mask of the run's data may leave tokens out; alike on all ranks
 
 
 def batches(
@@ -86,6 +87,7 @@ def read_micro_batch(dataset: Sequences, start: int, micro: int) -> MicroBatch:
         labels_BS=torch.stack([sample.labels_S for sample in samples]),
         loss_mask_BS=torch.stack([sample.loss_mask_S for sample in samples]),
         sample_ids_B=torch.tensor(positions, dtype=torch.int64),
+        is_masked=any(sample.is_masked for sample in samples),
     )
 
 

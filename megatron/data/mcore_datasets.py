@@ -48,6 +48,9 @@ class Sample(NamedTuple):
     tokens_S: torch.Tensor
     labels_S: torch.Tensor
     loss_mask_S: torch.Tensor
+    is_masked: bool = (
+        False  # whether tokens of this order may be left out of the loss; alike for all its sequences
+    )
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ class SequenceOrder:
         self._sources = list(sources)
         shares = np.asarray(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)
         self._shares = shares
+        self._is_masked = packing.eod_mask_loss or any(source.loss_mask is not None for source in sources)
         self._blend: Arrays | None = None
         drawn = [sequences]
         if len(sources) > 1:
@@ -203,7 +207,7 @@ class SequenceOrder:
     def __getitem__(self, position: int) -> Sample:
         source, number = self._locate(position)
         item = self._datasets[source][number]
-        return Sample(item["tokens"], item["labels"], item["loss_mask"])
+        return Sample(item["tokens"], item["labels"], item["loss_mask"], self._is_masked)
 
     def describe(self) -> dict[str, Any]:
         """All that the order depends on, for a checkpoint's record.
@@ -217,6 +221,7 @@ class SequenceOrder:
                 "documents": source.lengths_digest,
                 "share": share,
                 **dataset.laid_out,
+                **({"loss_mask": source.loss_mask.prefix.name} if source.loss_mask else {}),
             }
             for source, share, dataset in zip(
                 self._sources, self._shares.tolist(), self._datasets, strict=True

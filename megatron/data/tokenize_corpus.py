@@ -481,6 +481,8 @@ class _Run:
             for task in _hash_tasks(self.plan)
             for hashed in zip(task.files, json.loads(settings.hashes_file(task).read_text()), strict=True)
         ]
+        if not writer.documents:  # it is refused, and there is nothing to go on with
+            shutil.rmtree(parts_folder(self.prefix), ignore_errors=True)
         return writer.finalize(
             Provenance(
                 tokenizer=tokenizer_record(self.tokenizer, settings.append_eod),

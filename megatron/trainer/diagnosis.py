@@ -286,8 +286,14 @@ def _unwrapped(name: str) -> str:
 
 
 def _singly(batch: MicroBatch) -> Iterator[MicroBatch]:
+    """Each with the mean over its own tokens in the loss."""
     for i in range(len(batch.sample_ids_B)):
-        yield MicroBatch(*(tensor[i : i + 1] for tensor in vars(batch).values()))
+        yield MicroBatch(
+            batch.tokens_BS[i : i + 1],
+            batch.labels_BS[i : i + 1],
+            batch.loss_mask_BS[i : i + 1],
+            batch.sample_ids_B[i : i + 1],
+        )
 
 
 class _Again:

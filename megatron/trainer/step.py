@@ -27,33 +27,35 @@ if TYPE_CHECKING:
 
 
 def _mean_loss(
-    mask_BS: torch.Tensor, counted: torch.Tensor, loss_BS: torch.Tensor
+    mask_BS: torch.Tensor, counted: torch.Tensor | None, loss_BS: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The sum over the tokens in the loss by `counted` []. The schedule divides its first value in place: the
-    report is a copy.
+    """The sum over the tokens in the loss by `counted` [], or by their number. The schedule divides its first
+    value in place: the report is a copy.
     """
-    loss = (loss_BS.float() * mask_BS).sum() / counted
+    loss = (loss_BS.float() * mask_BS).sum() / (mask_BS.sum().clamp(min=1) if counted is None else counted)
     return loss, {"loss": loss.detach().clone()}
 
 
-def _counted_tokens(batches: Sequence[MicroBatch], backend: Backend, alone: bool) -> torch.Tensor:
-    """Tokens in the loss of an average micro-batch of all data parallel ranks, or of this rank `alone`; [],
-    float32.
+def _counted_tokens(batches: Sequence[MicroBatch], backend: Backend) -> torch.Tensor | None:
+    """Tokens in the loss of an average micro-batch of all data parallel ranks; [], float32. None where every
+    token is in it.
 
     With it the mean of the micro-batches' losses is the mean over all tokens in the loss, however they are
     dealt to ranks and micro-batches; with a count of each its own, a sequence with few of them would weigh as
     much as one with many.
     """
+    if not any(batch.is_masked for batch in batches):
+        return None
     counted = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum().to(backend.device)
-    ranks = 1
-    if not alone and backend.data_parallel_size > 1:
-        ranks = backend.data_parallel_size
-        dist.all_reduce(counted, group=parallel_state.get_data_parallel_group())
-    return counted.clamp(min=1) / (len(batches) * ranks)
+    dist.all_reduce(counted, group=parallel_state.get_data_parallel_group())
+    return counted.clamp(min=1) / (len(batches) * backend.data_parallel_size)
 
 
 def _forward(
-    device: torch.device, counted: torch.Tensor, micro_batches: Iterator[MicroBatch], model: torch.nn.Module
+    device: torch.device,
+    counted: torch.Tensor | None,
+    micro_batches: Iterator[MicroBatch],
+    model: torch.nn.Module,
 ) -> tuple[torch.Tensor, Any]:
     """Runs one micro-batch through this rank's layers, as megatron-core's schedules call it."""
     batch = next(micro_batches)
@@ -74,15 +76,14 @@ def forward_backward(
     forward_only: bool,
     shape: BatchShape | None = None,
 ) -> torch.Tensor:
-    """Runs one global batch's micro-batches through the pipeline, or those of a `shape` of this rank's own.
+    """Runs one global batch's micro-batches (or those of another `shape`) through the pipeline.
 
     Returns their mean loss on the last pipeline stage, zero elsewhere; [], float64, this rank's data only.
     """
-    alone = shape is not None
     shape = shape or cfg.batch.batch_shape(backend.data_parallel_size)
     # Taken before the schedule runs, so that stages of a pipeline that read no data advance all the same.
     batches = list(itertools.islice(micro_batches, shape.accumulation))
-    counted = _counted_tokens(batches, backend, alone)
+    counted = _counted_tokens(batches, backend)
     reports = get_forward_backward_func()(
         forward_step_func=functools.partial(_forward, backend.device, counted),
         data_iterator=iter(batches),

@@ -46,6 +46,36 @@ def test_a_program_in_an_index_is_not_run(step: Path, tmp_path: Path) -> None:
     assert trace.exists(), "the program would have run"
 
 
+class OldMember:
+    """A member of an enumeration as Python 3.11.0 to 3.11.3 pickles it."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._call = getattr, (owner, name)
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def test_members_of_enumerations_are_read_as_every_python_writes_them(step: Path) -> None:
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as FORMATS
+
+    found = index.read_index(step)
+    for member in (OldMember(FORMATS, "TORCH_CONTIGUOUS_FORMAT"), FORMATS.TORCH_CONTIGUOUS_FORMAT):
+        changed = dataclasses.replace(found, planner_data=member)
+        (step / ".metadata").write_bytes(pickle.dumps(changed))
+        assert index.read_index(step).planner_data is FORMATS.TORCH_CONTIGUOUS_FORMAT
+
+
+@pytest.mark.parametrize("name", ["__init__", "__class__", "mro", "no_member"])
+def test_nothing_else_is_taken_from_a_class(step: Path, name: str) -> None:
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+
+    for owner in (_MEM_FORMAT_ENCODING, Metadata):
+        (step / ".metadata").write_bytes(pickle.dumps(OldMember(owner, name)))
+        with pytest.raises(UserError, match="which is not of an index"):
+            tensors.open_model(step)
+
+
 @pytest.mark.parametrize("place", ["../other.distcp", "/etc/passwd"])
 def test_an_index_that_leads_outside_is_refused(step: Path, place: str) -> None:
     found = index.read_index(step)

@@ -266,12 +266,12 @@ def test_a_kill_at_a_random_moment_leaves_the_old_output(tmp_path: Path, model: 
 
 @pytest.mark.parametrize(
     ("number", "status", "delay_seconds"),
-    [(signal.SIGINT, 130, 0.1), (signal.SIGINT, 130, 1.0), (signal.SIGTERM, 143, 0.5)],
+    [(signal.SIGINT, 130, 0.1), (signal.SIGINT, 130, 0.4), (signal.SIGTERM, 143, 0.2)],
 )
 def test_being_stopped_leaves_no_partial_files(
     tmp_path: Path, model: Path, number: int, status: int, delay_seconds: float
 ) -> None:
-    source = write_lines(tmp_path / "new.jsonl", [*python_texts()] * 40)
+    source = write_lines(tmp_path / "new.jsonl", [*python_texts()] * 160)
     command = arguments(model, tmp_path / "out" / "p", source, workers=2)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     while process.poll() is None and not (tmp_path / "out" / "p_text_document.bin.partial").exists():
