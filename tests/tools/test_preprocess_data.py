@@ -246,7 +246,7 @@ def test_a_kill_at_a_random_moment_leaves_the_old_output(tmp_path: Path, model: 
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     if seed:
         time.sleep(random.Random(seed).uniform(0.0, 1.5))
-    else:  # surely in the middle of writing
+    else:  # in the middle of writing
         while process.poll() is None and not (
             (out / "p_text_document.bin.partial").exists()
             and (out / "p_text_document.bin.partial").stat().st_size > 0
@@ -257,8 +257,6 @@ def test_a_kill_at_a_random_moment_leaves_the_old_output(tmp_path: Path, model: 
     TokenFile.open(out / "p_text_document")
     written = ids_on_disk(out / "p_text_document")
     assert written in (ids_of(model, old, [2]), ids_of(model, new, [2]))
-    if seed == 0:
-        assert written == ids_of(model, old, [2])
     succeed(command)
     assert ids_on_disk(out / "p_text_document") == ids_of(model, new, [2])
     assert len(files_of(out)) == 3
@@ -324,11 +322,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, model: Path) -> None:
         process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
         process.communicate(timeout=240)
         end_of(process)
-        if process.returncode == 0:
+        if process.returncode == 0 or (out / "p_text_document.bin").exists():
             break
         kept = len(parts_of(out))
-    else:
-        succeed(command)
+    if process.returncode != 0:  # the last kill may have come after the output was complete
+        is_done = (out / "p_text_document.bin").exists()
+        succeed([*command, "--overwrite"] if is_done else command)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert not (out / "p_text_document.parts").exists()
 
