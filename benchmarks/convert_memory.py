@@ -110,6 +110,7 @@ def measure(folder: Path, layers: int, hidden: int) -> list[dict[str, Any]]:
     into = timed([*convert, "hf-to-neox", "--input", str(model), "--output", str(neox)])
     copies.append(cp())
     out = timed([*convert, "neox-to-hf", "--input", str(neox), "--output", str(back)])
+    shutil.rmtree(neox)
     copies.append(cp())
     before, after = huggingface.open_tensors(model), huggingface.open_tensors(back)
     assert before.keys() == after.keys()
@@ -140,7 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--folder", type=Path, help="where to write, up to four times the model")
+    parser.add_argument("--folder", type=Path, help="where to write, up to three times the model")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
