@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
+from megatron.neox_arguments.whole_files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -251,11 +251,9 @@ def show(content: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--json={path}: cannot be written ({error.strerror}); give another file") from None
 

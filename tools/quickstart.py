@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
+from megatron.neox_arguments.whole_files import write_whole
 from tools.quickstart_parts import report
 from tools.quickstart_parts.machine import (
     Machine,
@@ -206,9 +207,7 @@ def showing_steps(output: Path, size: Size, machine: Machine) -> list[Step]:
 def write_if_changed(path: Path, text: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, text)
 
 
 def show_result(output: Path, runner: Runner, steps: Sequence[Step]) -> bool:

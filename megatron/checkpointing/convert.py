@@ -24,6 +24,7 @@ from megatron.checkpointing.safetensors_file import bytes_of
 from megatron.checkpointing.sources import Hints, Source, open_source, tokenizer_type
 from megatron.neox_arguments.config import ModelConfig
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 from megatron.tokenizer import Tokenizer, build_tokenizer, pad_vocab
 
 # What transformers needs to know of a tokenizer.model that comes alone, as from Meta.
@@ -269,9 +270,9 @@ def _write_base(base: Path, source: Source, tokenizer: Tokenizer) -> str:
         shutil.copyfile(file, base / (name if file == source.tokenizer else file.name))
     if not (base / "config.json").is_file():
         config = {"eos_token_id": tokenizer.eod_id, **source.config}
-        folders.write_atomically(base / "config.json", _json(config))
+        write_whole(base / "config.json", _json(config))
     if name == "tokenizer.model" and not (base / "tokenizer_config.json").is_file():
-        folders.write_atomically(base / "tokenizer_config.json", _json(_SENTENCEPIECE_CONFIG))
+        write_whole(base / "tokenizer_config.json", _json(_SENTENCEPIECE_CONFIG))
     return name
 
 
@@ -317,7 +318,7 @@ def neox_to_hf(source: Path, output: Path, iteration: int | None = None) -> Path
         huggingface.copy_travelling(base, unfinished)
         base_config = huggingface.read_json(base / "config.json") if (base / "config.json").is_file() else {}
         config = huggingface.config_of(record, base_config)
-        folders.write_atomically(unfinished / "config.json", _json(config))
+        write_whole(unfinished / "config.json", _json(config))
         export_files.write_companions(unfinished, output.resolve().name, record, config)
 
     _write_whole(output, write)

@@ -24,6 +24,7 @@ from megatron.checkpointing.manifest import MANIFEST, Damaged, FileEntry
 from megatron.checkpointing.remote import Backoff, Remote, in_words, open_remote, split_url, try_for
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.urls import is_url
+from megatron.neox_arguments.whole_files import sync
 
 T = TypeVar("T")
 
@@ -174,7 +175,7 @@ def complete(partial: Path, iteration: int) -> Path:
     try:
         for path in (partial, *partial.rglob("*")):
             if path.is_dir():
-                folders.sync_folder(path)
+                sync(path)
         folders.put_in_place(partial, final)
     except OSError as error:
         raise UserError(f"{final}: cannot be written ({error.strerror}); choose another folder") from None

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from megatron.checkpointing.folders import write_atomically
 from megatron.checkpointing.record import CheckpointRecord
 from megatron.neox_arguments.config import RunConfig
+from megatron.neox_arguments.whole_files import write_whole
 
 GENERATION, TEMPLATE, CARD = "generation_config.json", "chat_template.jinja", "README.md"
 # A base model knows no turns of a conversation. Servers refuse chat requests without a template; this one
@@ -29,11 +29,11 @@ def write_companions(folder: Path, name: str, record: CheckpointRecord, config: 
             key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config
         }
         known = {key: value for key, value in tokens.items() if value is not None}
-        write_atomically(folder / GENERATION, json.dumps(known, indent=2) + "\n")
+        write_whole(folder / GENERATION, json.dumps(known, indent=2) + "\n")
     has_own = has_chat_template(folder)
     if not has_own:
-        write_atomically(folder / TEMPLATE, PASS_THROUGH)
-    write_atomically(folder / CARD, model_card(name, record, config, has_own))
+        write_whole(folder / TEMPLATE, PASS_THROUGH)
+    write_whole(folder / CARD, model_card(name, record, config, has_own))
 
 
 def has_chat_template(folder: Path) -> bool:

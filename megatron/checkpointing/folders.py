@@ -7,13 +7,13 @@ is replaced in one step: neither can be seen half written.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import drafted, sync, write_whole
 
 LATEST = "latest"
 _STEP = re.compile(r"^global_step(\d+)$")
@@ -80,35 +80,8 @@ def remove_unfinished(save: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk: a rename is lasting after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small file in one step, and only once its bytes are on the disk."""
-    os.replace(_draft(path, text), path)
-
-
-def _draft(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
 def mark_latest(save: Path, iteration: int) -> None:
-    write_atomically(save / LATEST, step_name(iteration) + "\n")
+    write_whole(save / LATEST, step_name(iteration) + "\n")
 
 
 def put_in_place(unfinished: Path, final: Path) -> None:
@@ -117,13 +90,13 @@ def put_in_place(unfinished: Path, final: Path) -> None:
     Raises:
         OSError: `latest` cannot be written; everything is as it was.
     """
-    latest = final.with_name(LATEST)
-    draft = _draft(latest, final.name + "\n")  # first, because it needs space: the rest are renames
-    if final.exists():
-        final.rename(removed_path(final))
-    unfinished.rename(final)
-    os.replace(draft, latest)
-    sync_folder(final.parent)
+    with drafted(final.with_name(LATEST)) as draft:
+        draft.write_text(final.name + "\n")  # first, because it needs space: the rest are renames
+        sync(draft)
+        if final.exists():
+            final.rename(removed_path(final))
+        unfinished.rename(final)
+    sync(final.parent)
     shutil.rmtree(removed_path(final), ignore_errors=True)
 
 

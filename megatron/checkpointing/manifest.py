@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from megatron.checkpointing.folders import sync_folder, write_atomically
 from megatron.checkpointing.record import RECORD
+from megatron.neox_arguments.whole_files import sync, write_whole
 
 MANIFEST = "manifest.json"
 # Read at once. hashlib lets other threads run while it digests more than 2047 bytes (its documentation).
@@ -60,16 +60,16 @@ def seal(folder: Path, known: Mapping[str, FileEntry] | None = None) -> None:
     """
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     record["has_manifest"] = True
-    write_atomically(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_whole(folder / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     entries = dict(known or {})
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and name not in entries:
             entries[name] = describe(path, sync=True)
-    write_atomically(folder / MANIFEST, _render(entries))
+    write_whole(folder / MANIFEST, _render(entries))
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
-            sync_folder(path)
+            sync(path)
 
 
 def _render(entries: Mapping[str, FileEntry]) -> str:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from megatron.checkpointing.folders import write_atomically
 from megatron.neox_arguments.config import ModelConfig
 from megatron.neox_arguments.errors import UserError, shown
+from megatron.neox_arguments.whole_files import write_whole
 
 RECORD = "checkpoint.json"
 BASE_FILES = "base"
@@ -63,7 +63,7 @@ class CheckpointRecord:
         return float(self.model["rotary_emb_base"])
 
     def write(self, folder: Path) -> None:
-        write_atomically(folder / RECORD, json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        write_whole(folder / RECORD, json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
 
     @staticmethod
     def read(folder: Path) -> CheckpointRecord:

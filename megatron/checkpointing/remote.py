@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron.checkpointing.folders import LATEST, iteration_named, step_name, write_atomically
+from megatron.checkpointing.folders import LATEST, iteration_named, step_name
 from megatron.checkpointing.manifest import MANIFEST
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.urls import missing_package, without_secrets
+from megatron.neox_arguments.whole_files import write_whole
 
 T = TypeVar("T")
 
@@ -111,7 +112,7 @@ class Remote:
         path = self._path(name)
         if _protocol(self._filesystem) in _LOCAL:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(path), content.decode())
+            write_whole(Path(path), content.decode())
         else:
             self._filesystem.pipe_file(path, content)
 

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import sync
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -158,19 +159,10 @@ def _rename_all(prefix: Path) -> None:
     for suffix in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             os.replace(_sibling(prefix, suffix + ".partial"), _sibling(prefix, suffix))
-    _sync(prefix.parent)
+    sync(prefix.parent)
     for suffix in (".resume", ".commit"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_sibling(prefix, suffix))
-
-
-def _sync(path: Path) -> None:
-    """Put a file or a folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class TokenFileWriter:
@@ -357,10 +349,10 @@ class TokenFileWriter:
             os.fsync(file.fileno())
 
     def _write_commit(self) -> None:
-        _sync(self.prefix.parent)
+        sync(self.prefix.parent)
         descriptor = os.open(_sibling(self.prefix, ".commit"), os.O_WRONLY | os.O_CREAT, 0o666)
         os.close(descriptor)
-        _sync(self.prefix.parent)
+        sync(self.prefix.parent)
 
     def _index_parts(self) -> Iterator[bytes]:
         """`P.idx` in blocks, so that any number of documents takes the same memory."""

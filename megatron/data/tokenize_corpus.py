@@ -36,6 +36,7 @@ from megatron.data.token_file import (
 )
 from megatron.data.workers import WorkerDied, Workers
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 from megatron.tokenizer import Tokenizer, build_tokenizer
 from megatron.tokenizer.fast import (
     Mismatch,
@@ -282,13 +283,6 @@ def tokenizer_record(tokenizer: Tokenizer, append_eod: bool) -> TokenizerRecord:
 def engine_name(recipe: Recipe) -> str:
     """What a sidecar says of the encoder, such as "gigatoken 0.10.0"."""
     return f"{recipe.name} {recipe.version}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A small file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def stopped_at(broken: tuple[Broken, ...]) -> str:

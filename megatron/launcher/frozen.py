@@ -8,7 +8,6 @@ hash travels apart from the file, so that a rank that reads another file, or hal
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 
 HASH_VARIABLE = "DEEPY_CONFIG_SHA256"
 
@@ -55,7 +55,7 @@ def freeze(cfg: RunConfig) -> FrozenConfig:
     cfg.freeze(frozen.path)
     try:
         # As `sha256sum -c` reads it.
-        _write(frozen.path.with_suffix(".sha256"), f"{frozen.sha256}  {frozen.path.name}\n")
+        write_whole(frozen.path.with_suffix(".sha256"), f"{frozen.sha256}  {frozen.path.name}\n")
     except OSError as error:
         raise UserError(f"save={save}: {error.strerror} ({frozen.path}); choose another folder") from error
     return frozen
@@ -98,9 +98,3 @@ def _expected(path: Path, environment: Mapping[str, str]) -> Iterator[tuple[str,
     except OSError as error:
         raise UserError(f"{beside}: {error.strerror}; start the run again from its YAML files") from error
     yield (words[0] if words else "nothing"), str(beside)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -12,6 +12,7 @@ from typing import Any
 from megatron.monitoring.metrics import EvalReport, Sink, StepReport
 from megatron.monitoring.tensorboard import evaluation_scalars, step_scalars
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 
 
 class WandbSink(Sink):
@@ -76,7 +77,5 @@ def _run_id(log_dir: Path) -> str:
     if path.exists() and (known := path.read_text().strip()):
         return known
     new = os.urandom(6).hex()
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(new + "\n")
-    os.replace(temporary, path)
+    write_whole(path, new + "\n")
     return new

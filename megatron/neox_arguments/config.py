@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from .output import CheckpointConfig, LoggingConfig
 from .parallel import ParallelConfig, PrecisionConfig
 from .recovery import RecoveryConfig
 from .training import BatchConfig, BatchShape, OptimizerConfig, ScheduleConfig, ValidationConfig
+from .whole_files import write_whole
 
 __all__ = [
     "BatchConfig",
@@ -106,20 +105,9 @@ class RunConfig(BaseModel):
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            write_whole(path, self.frozen_bytes())
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.frozen_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-        finally:
-            Path(name).unlink(missing_ok=True)
 
     @staticmethod
     def thaw(path: Path) -> RunConfig:

@@ -12,6 +12,7 @@ from megatron.launcher.devices import count_gpus
 from megatron.launcher.plan import plan_ranks
 from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 from megatron.planning.machine import DEFAULT_GPUS_PER_NODE, Machine, machine_of
 from megatron.planning.plan import make_plan
 from megatron.planning.report import as_data, in_words
@@ -84,13 +85,10 @@ def _nodes(cfg: RunConfig, options: argparse.Namespace) -> tuple[int, int, list[
 
 def _write(path: Path, text: str) -> None:
     """In one step: a program that waits for the file sees all of it or none."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text)
-        os.replace(draft, path)
+        write_whole(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True) if draft.parent.is_dir() else None
         raise UserError(
             f"--json={path}: cannot be written ({error.strerror}); choose another place"
         ) from error

@@ -20,8 +20,8 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron.backend import Backend
-from megatron.checkpointing.folders import write_atomically
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 from megatron.trainer.telling import on_all_ranks
 
 ATTEMPT = "attempt"
@@ -96,7 +96,7 @@ def _claim(save: Path) -> tuple[int, str]:
     content = {"attempt": number, "host": socket.gethostname(), "process": os.getpid(), "mark": mark}
     try:
         save.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content) + "\n")
+        write_whole(path, json.dumps(content) + "\n")
     except OSError as error:
         raise UserError(
             f"save={save}: {error.strerror} ({path}); choose another folder, or free space"

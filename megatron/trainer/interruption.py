@@ -52,12 +52,10 @@ def requeue_file(save: Path | None, environment: Mapping[str, str]) -> Path | No
 
 def ask_for_requeue(path: Path, iteration: int, signal_name: str) -> None:
     """Writes that file, in one step."""
-    from megatron.checkpointing.folders import write_atomically  # this module is there before all others
+    from megatron.neox_arguments.whole_files import write_whole  # this module is there before all others
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        path, f"stopped by {signal_name or 'a signal to another rank'} after iteration {iteration}\n"
-    )
+    write_whole(path, f"stopped by {signal_name or 'a signal to another rank'} after iteration {iteration}\n")
 
 
 def withdraw_requeue(path: Path | None) -> None:

@@ -25,6 +25,7 @@ from megatron.checkpointing.record import CheckpointRecord
 from megatron.checkpointing.state import load_all
 from megatron.data.loader import MicroBatch
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 from megatron.trainer.checkpoints import Checkpoints
 from megatron.trainer.diagnosis import Diagnosis, diagnose, is_sound
 from megatron.trainer.judge import Trouble, judge
@@ -227,7 +228,7 @@ class Recovery:
             found.update(diagnosis.to_json())
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            folders.write_atomically(path, json.dumps(in_json(found), indent=1, default=str) + "\n")
+            write_whole(path, json.dumps(in_json(found), indent=1, default=str) + "\n")
         except OSError as error:
             self._run.log(f"warning: {path} cannot be written: {error.strerror}; training goes on")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from megatron.neox_arguments.config import RunConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.loader import load_config
+from megatron.neox_arguments.whole_files import write_whole
 from tools.mixture_parts import design
 from tools.mixture_parts.design import Array, Space
 
@@ -140,11 +140,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
 

@@ -30,7 +30,7 @@ from megatron.data.readers import (
 from megatron.data.token_file import Provenance, SourceRecord, TokenFile, TokenFileWriter
 from megatron.neox_arguments.errors import UserError
 from tools.overlap_parts.corpus import Place, TokenRange, ids_of, stretches
-from tools.overlap_parts.scan import WORK, Job, read_hits, write_whole
+from tools.overlap_parts.scan import WORK, Job, read_hits, write_output
 from tools.overlap_parts.search import WordSearch, build_search
 
 RECORD = "clean.json"
@@ -127,7 +127,7 @@ def _record(job: Job) -> dict[str, Any] | None:
 
 def _claim(job: Job, wanted: Wanted) -> None:
     check_wanted(job, wanted)
-    write_whole(job.output / WORK / RECORD, orjson.dumps(_as_record(wanted)))
+    write_output(job.output / WORK / RECORD, orjson.dumps(_as_record(wanted)))
     try:
         wanted.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

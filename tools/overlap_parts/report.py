@@ -16,7 +16,7 @@ import orjson
 
 from tools.overlap_parts.items import Item, Spec
 from tools.overlap_parts.results import Share, Table
-from tools.overlap_parts.scan import State, read_hits, write_whole
+from tools.overlap_parts.scan import State, read_hits, write_output
 
 SHOWN_HITS = 500  # on the page; hits.jsonl has them all
 SHOWN_CHARACTERS = 600
@@ -86,9 +86,9 @@ def hit_items(content: dict[str, Any]) -> set[Any]:
 def write_reports(content: dict[str, Any], table: Table | None, items: Sequence[Item], output: Path) -> None:
     """Writes `report.json` and `report.html`."""
     content = {**content, "results": None if table is None else table.as_json()}
-    write_whole(output / "report.json", orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
+    write_output(output / "report.json", orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
     page = _page(content, table, items, read_hits(output))
-    write_whole(output / "report.html", page.encode("utf-8", "replace"))
+    write_output(output / "report.html", page.encode("utf-8", "replace"))
 
 
 def _text(value: object) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 import orjson
 
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 from tools.overlap_parts.corpus import (
     Found,
     Place,
@@ -102,20 +103,15 @@ def chained_text(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_output(path: Path, data: bytes) -> None:
     """Writes a file under a hidden name, and then gives it its own.
 
     Raises:
         UserError: the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, data)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
 
@@ -364,7 +360,7 @@ class _Log:
                 f"{self._work / HITS}: cannot be written ({error.strerror}); free space, and the same "
                 "command goes on from here"
             ) from None
-        write_whole(self._work / STATE, orjson.dumps(asdict(self.state)))
+        write_output(self._work / STATE, orjson.dumps(asdict(self.state)))
         self._committed = time.monotonic()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from megatron.neox_arguments.whole_files import drafted
 from tools.proof_pile_2 import outputs
 from tools.proof_pile_2.documents import Broken, Document
 from tools.proof_pile_2.reports import write_json
@@ -145,12 +145,8 @@ def _sorted_by_key(rows: Rows) -> Rows:
 
 
 def _write_array(path: Path, array: Rows) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "wb") as file:
-        array.tofile(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with drafted(path) as draft:
+        array.tofile(draft)
 
 
 _LAST_KEY = (1 << 64) - 1

@@ -94,7 +94,7 @@ class ShardWriter:
             if route not in outputs:
                 output_path(self.folder, route, self.name).unlink(missing_ok=True)
             else:
-                sync_folder(self.folder / route)
+                sync(self.folder / route)
         value = {"fingerprint": fingerprint, "outputs": outputs, "report": report.as_json()}
         write_json(report_path(self.folder, self.name), value)
 
@@ -109,7 +109,7 @@ def report_path(folder: Path, name: str) -> Path:
     return folder / REPORTS / f"{name}.json"
 
 
-def sync_folder(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -6,7 +6,6 @@ shards. Examples are those with the smallest checksums, so that they do not depe
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from megatron.neox_arguments.whole_files import write_whole
 from tools.proof_pile_2.documents import Broken, Document, Passage, text_bytes
 
 EXAMPLES = 3
@@ -207,19 +207,9 @@ def _short_meta(meta: Mapping[str, Any]) -> dict[str, str]:
     return {excerpt(key): excerpt(str(value)) for key, value in chosen[:_SHOWN_META]}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or as it was, whatever happens."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, whole or not at all."""
-    write_atomically(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    write_whole(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def markdown(title: str, report: Report, steps: Iterable[str]) -> str:

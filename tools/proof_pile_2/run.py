@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import orjson
 
 from megatron.neox_arguments.errors import UserError, shown
+from megatron.neox_arguments.whole_files import write_whole
 from tools.proof_pile_2 import outputs
 from tools.proof_pile_2.documents import (
     Broken,
@@ -28,7 +29,7 @@ from tools.proof_pile_2.documents import (
     encode,
     run_steps,
 )
-from tools.proof_pile_2.reports import Report, markdown, write_atomically, write_json
+from tools.proof_pile_2.reports import Report, markdown, write_json
 from tools.proof_pile_2.shards import Shard
 from tools.proof_pile_2.tasks import Progress, run_tasks, stop_if_asked
 
@@ -333,5 +334,5 @@ def merge_reports(stage: Stage, names: Iterable[str], folder: Path) -> Report:
         merged.add(report)
     steps = [step.name for step in stage.steps]
     write_json(folder / "report.json", {"stage": stage.record(), **merged.as_json()})
-    write_atomically(folder / "report.md", markdown(stage.title, merged, steps).encode())
+    write_whole(folder / "report.md", markdown(stage.title, merged, steps).encode())
     return merged

@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
+from megatron.neox_arguments.whole_files import write_whole
 from tools.proof_pile_2.algebraic_stack.conditions import Condition, EnglishTex
 from tools.proof_pile_2.algebraic_stack.languages import STD, by_name
 from tools.proof_pile_2.documents import Document as StackDocument
@@ -247,9 +248,7 @@ def _write_counts(path: Path, counts: dict[str, dict[str, Count]]) -> None:
         source: {split: asdict(count) for split, count in of_source.items()}
         for source, of_source in counts.items()
     }
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def describe(source: str, of_source: dict[str, Count]) -> str:

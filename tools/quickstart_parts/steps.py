@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 
 RECORDS, LOCK = ".steps", ".lock"
 # An earlier start that was killed has told its command to stop; training saves before it does.
@@ -93,9 +94,7 @@ class Records:
 
     def write(self, name: str, record: Record) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.{os.getpid()}"
-        temporary.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
-        os.replace(temporary, self._folder / f"{name}.json")
+        write_whole(self._folder / f"{name}.json", json.dumps(asdict(record)) + "\n")
 
 
 def content_digest(path: Path) -> str:

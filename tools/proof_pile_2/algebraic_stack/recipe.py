@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import write_whole
 from tools.proof_pile_2 import outputs
 from tools.proof_pile_2.algebraic_stack import github
 from tools.proof_pile_2.algebraic_stack.languages import GITHUB, LANGUAGES, Language
@@ -21,7 +22,7 @@ from tools.proof_pile_2.algebraic_stack.steps import Chunks, HashSplit, Language
 from tools.proof_pile_2.documents import Step
 from tools.proof_pile_2.keys import DroppedLists, LaterDocuments, find_dropped
 from tools.proof_pile_2.places import Place, listing
-from tools.proof_pile_2.reports import Report, markdown, write_atomically, write_json
+from tools.proof_pile_2.reports import Report, markdown, write_json
 from tools.proof_pile_2.run import Omissions, Stage, run_stage
 from tools.proof_pile_2.shards import Limits, ReadOptions, Shard, plan_shards
 
@@ -200,5 +201,5 @@ def _write_whole(output: Path, filtered: Report, final: Report) -> Report:
     )
     write_json(output / "report.json", whole.as_json())
     steps = ["rules", "leakage", "notebook to Markdown"]
-    write_atomically(output / "report.md", markdown("AlgebraicStack", whole, steps).encode())
+    write_whole(output / "report.md", markdown("AlgebraicStack", whole, steps).encode())
     return whole

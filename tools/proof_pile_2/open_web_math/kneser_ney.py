@@ -10,7 +10,6 @@ Legend of shapes: P positions in the training text, G distinct n-grams of one or
 from __future__ import annotations
 
 import itertools
-import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from megatron.neox_arguments.whole_files import drafted
 
 UNKNOWN, START, END = 0, 1, 2
 _SPECIAL = ("<unk>", "<s>", "</s>")
@@ -93,12 +94,8 @@ def write_model(text: Text, order: int, path: Path, prune: bool = False) -> Esti
         _prune(orders)
     discounts, fallback = zip(*(_discounts(o.counts_G[o.counts_G > 0]) for o in orders), strict=True)
     probabilities, backoffs = _smoothed(orders, discounts, len(text.words))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with drafted(path) as draft, open(draft, "w", encoding="utf-8", newline="\n") as file:
         _write_arpa(file, text.words, ids_P, orders, probabilities, backoffs)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
     return Estimate(
         tuple(int(o.kept_G.sum()) for o in orders), discounts, len(ids_P),
         tuple(o.n for o, failed in zip(orders, fallback, strict=True) if failed),
