@@ -10,8 +10,10 @@ QUICKSTART_ARGS ?=
 # Test processes. Each may start ranks of its own, all with one thread.
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
+# How often `make test-random` goes through the randomised tests
+ROUNDS ?= 10
 
-.PHONY: help quickstart test test-gpu test-cluster lint format docs clean distclean
+.PHONY: help quickstart test test-gpu test-cluster test-random lint format docs clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +21,7 @@ help:
 	@echo "make test         formatting, types and all tests (TEST_WORKERS=$(TEST_WORKERS), TEST_ARGS='-k name')"
 	@echo "make test-gpu     the tests that need a GPU"
 	@echo "make test-cluster the tests on a real SLURM and real ssh hosts of this machine (root; Debian packages)"
+	@echo "make test-random  the randomised tests on examples not tried before (ROUNDS=$(ROUNDS))"
 	@echo "make lint         formatting, types and generated pages only"
 	@echo "make format       put the code into its form"
 	@echo "make docs         write the generated pages and the configuration schema anew"
@@ -41,6 +44,11 @@ test-gpu: $(VENV)/.stamp-dev
 
 test-cluster: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(TEST_ARGS)
+
+test-random: $(VENV)/.stamp-dev
+	set -e; for round in $$(seq $(ROUNDS)); do \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_WORKERS) -m hypothesis --hypothesis-profile=random $(TEST_ARGS); \
+	done
 
 format: $(VENV)/.stamp-dev
 	$(BIN)/ruff check --fix .
