@@ -80,7 +80,7 @@ $(VENV)/.stamp-requirements: requirements/requirements.txt requirements/launch.t
 	$(BIN)/python -m pip install --quiet $(PIP_INSTALL_FLAGS) -r requirements/requirements.txt
 	@touch $@
 
-$(VENV)/.stamp-dev: requirements/requirements-dev.txt requirements/requirements-s3.txt requirements/requirements-data.txt $(VENV)/.stamp-requirements
+$(VENV)/.stamp-dev: requirements/requirements-dev.txt requirements/requirements-s3.txt requirements/requirements-data.txt requirements/requirements-eval.txt $(VENV)/.stamp-requirements
 	$(BIN)/python -m pip install --quiet $(PIP_INSTALL_FLAGS) -r requirements/requirements-dev.txt
 	@touch $@
 

@@ -28,11 +28,13 @@ ROOMS = [
     "megatron.monitoring",
     "megatron.model",
     "megatron.checkpointing",
+    "megatron.text_generation",
     "megatron.trainer",
+    "eval_tasks",
     "tools",
     "entry points",
 ]
-ENGINE_ROOMS = {"model", "trainer", "checkpointing", "backend"}
+ENGINE_ROOMS = {"model", "text_generation", "trainer", "checkpointing", "backend"}
 ENGINE_ADAPTER = "megatron/data/mcore_datasets.py"
 # Names that wheels of megatron-core own, or have owned, beside `core`.
 FORBIDDEN_NAMES = ("core", "training", "inference", "rl", "post_training", "elastification", "bridge")
@@ -41,7 +43,8 @@ LONGEST_FUNCTION_LINES = 100
 
 def sources() -> list[Path]:
     """Every module of the product: the rooms, the tools, the entry points."""
-    found = [*ROOT.glob("*.py"), *(ROOT / "megatron").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+    folders = [ROOT / name for name in ("megatron", "eval_tasks", "tools")]
+    found = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     return sorted(path for path in found if "__pycache__" not in path.parts)
 
 
@@ -75,8 +78,8 @@ def room_of(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] == "megatron":
         return None if len(parts) > 1 and parts[1] == "core" else ".".join(parts[:2])
-    if parts[0] == "tools":
-        return "tools"
+    if parts[0] in ("tools", "eval_tasks"):
+        return parts[0]
     return "entry points" if (ROOT / f"{parts[0]}.py").exists() else None
 
 
