@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
-from megatron.neox_arguments.whole_files import drafted, sync, write_whole
+from megatron.neox_arguments.whole_files import draft_of, drafted, sync, write_whole
 
 LATEST = "latest"
+_SMALL_FILES = (LATEST, "attempt")  # the second is of trainer/fence.py
 _STEP = re.compile(r"^global_step(\d+)$")
 _REMNANT = re.compile(r"^\.global_step\d+\.(attempt\d+\.)?(unfinished|removed|download)$")
-_DRAFT = re.compile(r"^\.(latest|attempt)\.\d+$")  # of a small file, whose writer was killed
 
 
 def step_name(iteration: int) -> str:
@@ -76,7 +76,7 @@ def remove_unfinished(save: Path) -> None:
     for entry in save.iterdir():
         if _REMNANT.match(entry.name):
             shutil.rmtree(entry, ignore_errors=True)
-        elif _DRAFT.match(entry.name):
+        elif draft_of(entry.name) in _SMALL_FILES:
             entry.unlink(missing_ok=True)
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+_DRAFT = re.compile(r"^\.(?P<of>.+)\.\d+\.draft$")
 
 
 def sync(path: Path) -> None:
@@ -38,6 +41,12 @@ def drafted(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def draft_of(name: str) -> str | None:
+    """The name of the file that a file of this name is a draft of: one stays where its writer was killed."""
+    match = _DRAFT.match(name)
+    return match["of"] if match else None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

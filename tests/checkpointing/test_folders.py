@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,21 @@ def test_where_latest_cannot_be_written_everything_stays(
         assert folders.find(tmp_path) == tmp_path / "global_step5"
 
 
+def kill_while_it_writes(path: Path) -> None:
+    """Has a process killed between the draft of a file and its name."""
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from megatron.neox_arguments.whole_files import drafted\n"
+        "with drafted(Path(sys.argv[1])) as draft:\n"
+        "    draft.touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    before = set(path.parent.iterdir())
+    done = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert len(set(path.parent.iterdir()) - before) == 1
+
+
 def test_only_remnants_are_removed(tmp_path: Path) -> None:
     make(tmp_path, 5)
     kept = [".global_step5.unfinished.mine", "global_step7.unfinished", "logs", "global_step5"]
@@ -117,8 +135,9 @@ def test_only_remnants_are_removed(tmp_path: Path) -> None:
     for name in (*kept[:3], *gone):
         (tmp_path / name).mkdir()
     (tmp_path / folders.download_name(11)).mkdir()
-    for name in (".latest.4711", ".latest.mine", "latest"):  # the first as of a run killed before the rename
-        (tmp_path / name).touch()
+    (tmp_path / "latest").write_text("global_step5\n")
+    kill_while_it_writes(tmp_path / "latest")
+    (tmp_path / ".latest.mine").touch()
     kept += [".latest.mine", "latest"]
     folders.remove_unfinished(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
