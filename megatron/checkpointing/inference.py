@@ -17,6 +17,7 @@ from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
 from megatron.checkpointing.state import load_weights
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.model import BuiltModel, build
+from megatron.model.layout_invariant import make_layout_invariant
 from megatron.model.rotary import PeriodChange
 from megatron.neox_arguments.checks import check_world
 from megatron.neox_arguments.config import RunConfig
@@ -71,11 +72,13 @@ def open_model(
     iteration: int | None = None,
     rotary_base: float | None = None,
     dtype: str | None = None,
+    layout_invariant: bool = False,
 ) -> OpenedModel:
     """Opens a checkpoint to read with. `checkpoint` is a run's `save` folder or one global_stepN folder.
 
     `rotary_base` reads it with another rotary period than its own, `dtype` ("bfloat16", "float32") in
-    another precision. TP follows `backend`; a pipeline is not supported for reading.
+    another precision. TP follows `backend`; a pipeline is not supported for reading. With `layout_invariant`
+    the logits are the same to the bit at every TP, slowly (`model/layout_invariant.py`).
 
     Raises:
         UserError: there is no checkpoint, it is damaged, or a pipeline was asked for.
@@ -98,6 +101,8 @@ def open_model(
     built = build(cfg, backend, record.vocab_size, padded, initialize=False)
     load_weights(folder, built.module)
     built.module.eval()
+    if layout_invariant:
+        make_layout_invariant(built.module)
     period = PeriodChange(record.rotary_base, base)
     return OpenedModel(folder, record, built, backend, tokenizer_of(folder, record), period)
 
