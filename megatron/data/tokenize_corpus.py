@@ -506,12 +506,16 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
     return None.
 
     Errors: `UserError` for a broken line (unless `skip_broken`), a corpus without a token, an existing output
-    (unless `overwrite`), a disk that refuses, and a process that dies. After any of them, `prefix` is as it
-    was before, and parts that are done are kept for the next time."""
+    of something else (unless `overwrite`), a disk that refuses, and a process that dies. After any of them,
+    `prefix` is as it was before, and parts that are done are kept for the next time."""
     progress = Progress(corpus.total_bytes // wish.share.count, wish.log_interval_seconds)
     expected = (UserError, Mismatch)
     with Workers[Settings, Task | Hashes, Advance](wish.workers, _PartMaker, expected) as processes:
         tokenizer = wish.spec.build()
+        if not wish.overwrite and (made := _made_before(corpus, prefix, tokenizer, wish)) is not None:
+            shutil.rmtree(parts_folder(prefix), ignore_errors=True)
+            progress.say(f"{prefix}: is there, of these inputs and this tokenizer; nothing to do")
+            return made
         run = _Run(corpus, prefix, tokenizer, wish, processes, progress)
         if wish.share.count == 1:
             with TokenFileWriter(prefix, tokenizer.vocab_size, wish.overwrite) as writer:
@@ -524,6 +528,28 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
     shutil.rmtree(parts_folder(prefix), ignore_errors=True)
     say_result(progress, prefix, sidecar)
     return sidecar
+
+
+def _made_before(corpus: Corpus, prefix: Path, tokenizer: Tokenizer, wish: Wish) -> Sidecar | None:
+    """The sidecar of a whole output of the same wish, as a job leaves it that is killed or started again when
+    all is done. Inputs are compared by SHA-256, and read for it only where their sizes are the same.
+    """
+    try:
+        made = TokenFile.open(prefix).sidecar
+    except UserError:
+        return None
+    if made is None or made.loss_mask or (made.broken_lines and not wish.skip_broken):
+        return None
+    sizes = [(record.path, record.files, record.bytes) for record in made.sources]
+    unread = source_records([(found, "") for found in corpus.inputs])
+    if (
+        made.tokenizer != tokenizer_record(tokenizer, wish.append_eod)
+        or [(record.path, record.files, record.bytes) for record in unread] != sizes
+    ):
+        return None
+    return (
+        made if source_records([(found, found.sha256()) for found in corpus.inputs]) == made.sources else None
+    )
 
 
 def _hash_tasks(plan: Plan) -> list[Hashes]:

@@ -191,8 +191,29 @@ def test_what_is_refused_before_any_work(tmp_path: Path, model: Path) -> None:
     assert "cannot be written" in fail(arguments(model, good / "out", good))
     assert "has no name" in fail(arguments(model, Path("/"), good))
     succeed(arguments(model, tmp_path / "out", good))
-    assert "exists; pass --overwrite" in fail(arguments(model, tmp_path / "out", good))
+    other = write_lines(tmp_path / "other.jsonl", ["good"])
+    assert "exists; pass --overwrite" in fail(arguments(model, tmp_path / "out", other))
     assert "is below 1" in fail(arguments(model, tmp_path / "new", good, workers=0))
+
+
+def test_a_finished_job_that_is_started_again_does_nothing(tmp_path: Path, model: Path) -> None:
+    """As after a kill between the last rename and the end, or where a scheduler requeues it."""
+    source = write_lines(tmp_path / "c.jsonl", ["one", "two"])
+    command = arguments(model, tmp_path / "out" / "p", source)
+    succeed(command)
+    made = files_of(tmp_path / "out")
+    (tmp_path / "out" / "p_text_document.parts").mkdir()
+    assert "is there, of these inputs and this tokenizer; nothing to do" in succeed(command)
+    assert files_of(tmp_path / "out") == made
+    assert parts_of(tmp_path / "out") == []
+    for changed in (
+        arguments(model, tmp_path / "out" / "p", source, eod=False),
+        [*command, "--eod-token", "unk0"],
+    ):
+        assert "exists; pass --overwrite" in fail(changed)
+    write_lines(source, ["one", "owt"])  # of the same size
+    assert "exists; pass --overwrite" in fail(command)
+    assert files_of(tmp_path / "out") == made
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'])
@@ -419,7 +440,10 @@ def test_shares_fill_one_folder_and_the_last_puts_all_together(tmp_path: Path, m
     assert kept
     succeed(whole)  # in place of the share that was lost
     assert files_of(out) == files_of(tmp_path / "whole")
+    assert "nothing to do" in succeed([*whole, "--share", "0/2"])
+    write_lines(source / "more.jsonl", ["other"])
     assert "exists; pass --overwrite" in fail([*whole, "--share", "0/2"])
+    assert files_of(out) == files_of(tmp_path / "whole")
 
 
 def test_a_tokenizer_that_gigatoken_cannot_follow(tmp_path: Path) -> None:
