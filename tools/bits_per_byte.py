@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,8 @@ def parse_documents(arguments: Sequence[str]) -> dict[str, Path]:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Measure bits per byte of documents under a checkpoint, source by source."
+        description="Measure bits per byte of documents under a checkpoint, source by source.",
+        epilog="For several ranks: torchrun --nproc-per-node N tools/bits_per_byte.py …, tensor parallel.",
     )
     parser.add_argument("checkpoint", type=Path, help="a run's save folder, or one global_stepN folder")
     parser.add_argument(
@@ -202,6 +204,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)"
     )
+    parser.add_argument(
+        "--layout-invariant", action="store_true",
+        help="sum over ranks in the order of one rank, slowly: for comparing layouts",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="OUT", help="write what is printed as JSON, too")
     options = parser.parse_args(argv)
     for name in ("max_documents", "max_tokens"):
@@ -267,8 +273,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron.backend import initialize, shut_down
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
+    from megatron.trainer.telling import speaks
 
-    backend = initialize(ParallelConfig(), seed=1)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    backend = initialize(ParallelConfig(model_parallel_size=ranks), seed=1)
     try:
         opened = open_model(
             options.checkpoint,
@@ -276,13 +284,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             iteration=options.iteration,
             rotary_base=options.rotary_base,
             dtype=options.dtype,
+            layout_invariant=options.layout_invariant,
         )
-        print(opened.period.describe(opened.record.model["head_dim"]), file=sys.stderr)
+        if backend.is_main:
+            print(opened.period.describe(opened.record.model["head_dim"]), file=sys.stderr)
         started = time.perf_counter()
         totals = {name: measure(opened, of_source, options.max_tokens) for name, of_source in texts.items()}
         content = report(opened, totals, options, time.perf_counter() - started)
+    except UserError as error:
+        if not speaks(error):
+            raise SystemExit(error.exit_code) from None
+        raise
     finally:
         shut_down()
+    if not backend.is_main:
+        return
     show(content)
     if options.json is not None:
         write_json(options.json, content)

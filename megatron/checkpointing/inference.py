@@ -78,7 +78,7 @@ def open_model(
 
     `rotary_base` reads it with another rotary period than its own, `dtype` ("bfloat16", "float32") in
     another precision. TP follows `backend`; a pipeline is not supported for reading. With `layout_invariant`
-    the logits are the same to the bit at every TP, slowly (`model/layout_invariant.py`).
+    sums over ranks are in the order of one rank, slowly (`model/layout_invariant.py`).
 
     Raises:
         UserError: there is no checkpoint, it is damaged, or a pipeline was asked for.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over tensor parallel ranks in the order of one rank, for reading: the same bits in every layout.
+"""Sums over tensor parallel ranks in the order of one rank, for reading and comparing.
 
 Tensor parallelism adds the parts of a row-parallel product after they are rounded, which one rank does not.
 The difference is that of any other order of addition, but with logits of 40, as SmolLM2 has them, it is
 6e-5 in float32, and a greedy text may part there. Here each rank has all columns of the input and of the
 weight for a product, computes some of the outputs with all their terms, and the ranks' sum adds zeros only.
+What is left is what the matrix library does with matrices of other widths: for SmolLM2 nothing.
 Work and memory at rest stay cut; each product gathers one weight, so it is a check and not for speed.
 
 Legend: S tokens, B sequences, K inputs, N outputs of a matrix; T tensor parallel ranks.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from megatron.neox_arguments.errors import UserError
 from tests.llamas import save_hf_llama
+from tests.runs import run_on_ranks
 from tools.bits_per_byte import Scored, batched, beginning, nats_of, parse_documents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +110,35 @@ def test_figures_are_those_of_transformers(
     assert report["sources"]["numbers"]["tokens"] == MAX_TOKENS + 5
     other = by_transformers(theirs, TEXTS["numbers"], 500.0 if rotary_base is None else None)
     assert abs(report["sources"]["numbers"]["bits_per_byte"] - other) > 1e-3  # the base is not without effect
+
+
+def test_two_ranks_measure_what_one_does(checkpoint: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "numbers.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS["numbers"]))
+
+    def arguments(ranks: int, layout_invariant: bool, rank: int) -> list[object]:
+        return [
+            *(
+                "tools/bits_per_byte.py",
+                checkpoint[1],
+                "--documents",
+                f"numbers={tmp_path / 'numbers.jsonl'}",
+            ),
+            *("--json", tmp_path / f"{ranks}_{layout_invariant}.json"),
+            *(["--layout-invariant"] if layout_invariant else []),
+        ]
+
+    found = {}
+    for ranks, layout_invariant in ((1, False), (2, False), (2, True)):
+        case = functools.partial(arguments, ranks, layout_invariant)
+        for rank, done in enumerate(run_on_ranks(tmp_path / f"{ranks}_{layout_invariant}", ranks, case)):
+            assert done.status == 0, done.err
+            assert ("bits per byte" in done.out) == (rank == 0)
+        found[ranks, layout_invariant] = json.loads(
+            (tmp_path / f"{ranks}_{layout_invariant}.json").read_text()
+        )
+    nats = {case: report["sources"]["numbers"]["nats_per_token"] for case, report in found.items()}
+    assert nats[2, False] == pytest.approx(nats[1, False], rel=1e-6)
+    assert nats[2, True] == pytest.approx(nats[1, False], rel=1e-6)
 
 
 def test_padding_and_batches_change_nothing() -> None:
