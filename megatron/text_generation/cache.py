@@ -24,8 +24,9 @@ class KVCache:
         shape = (max_tokens, reader.kv_heads, reader.head_dim)
         self.max_tokens = max_tokens
         self.row_tokens = 0
+        # Zeros: places that a mask hides have the weight 0, and 0 x NaN is NaN.
         self._keys, self._values = (
-            [torch.empty(shape, dtype=reader.dtype, device=reader.device) for _ in range(reader.layers_count)]
+            [torch.zeros(shape, dtype=reader.dtype, device=reader.device) for _ in range(reader.layers_count)]
             for _ in range(2)
         )
 
