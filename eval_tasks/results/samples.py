@@ -154,7 +154,7 @@ class SampleWriter:
 
 
 def iterate_samples(path: Path, task: str | None = None) -> Iterator[Sample]:
-    """The samples of a file in its order, without repetitions; memory holds one of them, and a digest of each.
+    """The samples of a file in its order, without repetitions; memory holds one, and a digest of each.
 
     Raises:
         UserError: the file cannot be read; a line is broken; two lines of one (item, sample) differ; a line

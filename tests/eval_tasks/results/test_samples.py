@@ -56,8 +56,8 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     line = json.loads(samples_file(tmp_path, "llemma_math").read_text().splitlines()[0])
     assert line == {
         "task": "llemma_math", "item": "algebra/1", "sample": 0, "problem": "2 + 2?",
-        "reference": "$\\boxed{4}$", "level": 1, "subject": "Algebra", "prompt_sha256": "ab" * 32, "generation": "The answer is $4$.",
-        "tokens": 7,
+        "reference": "$\\boxed{4}$", "level": 1, "subject": "Algebra",
+        "prompt_sha256": "ab" * 32, "generation": "The answer is $4$.", "tokens": 7,
     }  # fmt: skip
 
 
