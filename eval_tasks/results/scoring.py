@@ -126,8 +126,9 @@ def _score_task(
     else:
         votes_file(folder, name).unlink(missing_ok=True)
         metrics |= measured.pass_metrics(items) if count > 1 else {}
-    _write_disagreements(folder, name, items)
-    return _fields(task, len(items), count, metrics, settings) | measured.by_group(items)
+    differing = _write_disagreements(folder, name, items)
+    fields = _fields(task, len(items), count, metrics, settings)
+    return fields | {"grader_disagreements": differing} | measured.by_group(items)
 
 
 def _need(found: list[Any], path: Path) -> None:
@@ -197,8 +198,8 @@ def _fields(
     }
 
 
-def _write_disagreements(folder: Path, name: str, items: Iterable[ItemVerdicts]) -> None:
-    """One line a sample on which Minerva's rule, or the task's own, and math-verify disagree."""
+def _write_disagreements(folder: Path, name: str, items: Iterable[ItemVerdicts]) -> int:
+    """Writes one line a sample on which the task's rule and math-verify disagree; returns how many."""
     lines = [
         encoded_line({**verdict.as_fields(), "program": None})
         for item in items
@@ -206,6 +207,7 @@ def _write_disagreements(folder: Path, name: str, items: Iterable[ItemVerdicts])
         if verdict.math_verify is not None and verdict.math_verify != verdict.correct
     ]
     _write(disagreements_file(folder, name), b"".join(lines))
+    return len(lines)
 
 
 def _write(path: Path, content: str | bytes) -> None:
