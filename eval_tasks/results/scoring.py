@@ -50,7 +50,7 @@ def score_folder(
     folder: Path,
     *,
     judge_programs: ProgramJudge | None = None,
-    processes: int | None = None,
+    graders: Graders | None = None,
     tell: Tell = print,
 ) -> dict[str, Any]:
     """Makes verdicts, votes, measures, tables and plots anew from the samples of a results folder.
@@ -58,7 +58,7 @@ def score_folder(
     Args:
         folder: with `samples_<task>.jsonl`, and `run.json` where evaluate.py made it.
         judge_programs: runs model-written programs, for tasks that have some.
-        processes: of graders (default: one for each processor).
+        graders: a pool that is open already (default: one of its own, with a process for each processor).
         tell: says in one line each what was measured.
 
     Returns:
@@ -73,9 +73,8 @@ def score_folder(
     run = _run_of(folder)
     content: dict[str, Any] = {"tasks": {}, "model": run.get("model"), "settings": run.get("tasks")}
     with ExitStack() as stack:
-        graders: Graders | None = None
-        if any(task.rule is not None for task in tasks.values()):
-            graders = stack.enter_context(Graders(processes))
+        if graders is None and any(task.rule is not None for task in tasks.values()):
+            graders = stack.enter_context(Graders())
         for name, task in tasks.items():
             settings = (run.get("tasks") or {}).get(name)
             fields = _score_task(folder, name, task, settings, graders, judge_programs)
