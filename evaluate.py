@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,7 @@ from megatron.neox_arguments.errors import ConfigError, Problem, UserError, exit
 
 if TYPE_CHECKING:
     from eval_tasks.runs.backends import ModelChoice
-    from eval_tasks.runs.run import Asked
-    from eval_tasks.runs.sampling import Model
+    from eval_tasks.runs.run import Asked, TaskPlan
 
 BACKENDS = ("native", "hf", "vllm", "openai")
 INSTALL = "pip install -r requirements/requirements-eval.txt"
@@ -171,26 +170,58 @@ def _checked(options: argparse.Namespace, ranks: int) -> tuple[Asked, ModelChoic
     return asked, choice
 
 
-def _opener(asked: Asked, choice: ModelChoice) -> Callable[[], Model]:
-    from eval_tasks.runs import backends
-
-    is_scored = any(not entry.is_generated for entry in asked.tasks)
-    if choice.backend == "hf":
-        return lambda: backends.open_hf(choice)
-    if choice.backend == "vllm":
-        return lambda: backends.open_vllm(choice)
-    return lambda: backends.open_server(choice, is_scored)
-
-
 def _evaluate(options: argparse.Namespace) -> None:
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    asked, choice = _checked(options, ranks)
+    ranks, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    try:
+        asked, choice = _checked(options, ranks)
+    except UserError as error:
+        if rank > 0:  # rank 0 says it
+            raise SystemExit(error.exit_code) from None
+        raise
     _silence()
-    from eval_tasks.runs.run import keep, make_all, plans
+    if rank > 0:
+        _follow(choice, ranks)
+        return
+    from eval_tasks.runs.run import keep, plans, unfinished
 
     found = plans(asked, choice, _tell)
     keep(asked, choice, found)
-    make_all(asked, found, _opener(asked, choice), _tell)
+    left = unfinished(asked, found)
+    if left or ranks > 1:  # other ranks wait for this one
+        _make(asked, choice, left, ranks)
+    else:
+        _tell("all samples are here")
+
+
+def _make(asked: Asked, choice: ModelChoice, left: list[TaskPlan], ranks: int) -> None:
+    """Opens the model, on rank 0, and has it make what is left."""
+    from eval_tasks.runs import backends
+    from eval_tasks.runs.run import make_all
+
+    if choice.backend == "native":
+        with backends.native_model(choice, ranks) as model:
+            assert model is not None
+            make_all(asked, left, model, _tell)
+        return
+    if choice.backend == "openai":
+        model = backends.open_server(choice, any(not plan.entry.is_generated for plan in left))
+    else:
+        model = backends.open_hf(choice) if choice.backend == "hf" else backends.open_vllm(choice)
+    make_all(asked, left, model, _tell)
+
+
+def _follow(choice: ModelChoice, ranks: int) -> None:
+    """Has its share of the model, on another rank than 0, until that is done."""
+    from eval_tasks.runs.backends import native_model
+    from megatron.trainer.telling import speaks
+
+    try:
+        with native_model(choice, ranks):
+            pass
+    except UserError as error:
+        if not speaks(error):
+            raise SystemExit(error.exit_code) from None
+        raise
 
 
 def _silence() -> None:

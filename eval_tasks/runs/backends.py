@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -18,6 +19,8 @@ from megatron.neox_arguments.errors import Problem, UserError
 BACKENDS = ("native", "hf", "vllm", "openai")
 # Of a file with weights this much is read at both ends to know it again; 1 MiB.
 SAMPLED_BYTES = 1 << 20
+# Batches in a call of an engine that lets requests come and go.
+CALLS = 4
 QUIET = {"disable_tqdm": True}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -62,8 +65,11 @@ def choice_problems(choice: ModelChoice, ranks: int) -> Iterator[Problem]:
         yield Problem("CHECKPOINT", choice.checkpoint, constraint, "give a save folder or a global_stepN folder")
     elif choice.backend in ("hf", "vllm") and found != "hf":
         if Path(choice.checkpoint).exists() or not _HUB_NAME.fullmatch(choice.checkpoint):
-            remedy = "give a folder with config.json, or the name of a model at the hub"
-            yield Problem("CHECKPOINT", choice.checkpoint, "is no Hugging Face folder", remedy)
+            constraint = "is a checkpoint of this program" if found == "native" else "holds no model"
+            remedy = "give a save folder, a global_stepN folder, a Hugging Face folder or a name at the hub"
+            if found == "native":
+                remedy = "take --backend native, or convert it with tools/convert_checkpoint.py neox-to-hf"
+            yield Problem("CHECKPOINT", choice.checkpoint, constraint, remedy)
     if choice.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         yield Problem("--backend", "vllm", "vllm is not installed", "pip install vllm, or take --backend hf")
     if ranks > 1 and choice.backend != "native":
@@ -124,6 +130,33 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def native_model(choice: ModelChoice, ranks: int) -> Iterator[Model | None]:
+    """This engine, tensor parallel over all ranks; None on the ranks that follow the first, when they may go.
+
+    A call has more requests than are written at a time, so that rows of the cache seldom stand empty.
+    """
+    from eval_tasks.models.native import NativeLM
+    from megatron.backend import initialize, shut_down
+    from megatron.checkpointing.inference import open_model
+    from megatron.neox_arguments.config import ParallelConfig
+
+    backend = initialize(ParallelConfig(model_parallel_size=ranks), choice.seed)
+    try:
+        opened = open_model(
+            Path(choice.checkpoint), backend, iteration=choice.iteration, dtype=choice.dtype
+        )
+        lm = NativeLM(opened, batch_size=choice.batch_size, seed=choice.seed)
+        if not lm.is_first:
+            lm.follow()
+            yield None
+        else:
+            with lm:
+                yield Model(lm, CALLS * choice.batch_size, True)
+    finally:
+        shut_down()
+
+
 def open_hf(choice: ModelChoice) -> Model:
     """transformers, in this process, on the first GPU or the CPU."""
     import torch
@@ -155,7 +188,7 @@ def open_vllm(choice: ModelChoice) -> Model:
         batch_size="auto",
         seed=choice.seed,
     )
-    return Model(lm, 4 * choice.batch_size, True, {}, call_options=QUIET)
+    return Model(lm, CALLS * choice.batch_size, True, call_options=QUIET)
 
 
 def open_server(choice: ModelChoice, is_scored: bool) -> Model:
@@ -171,4 +204,4 @@ def open_server(choice: ModelChoice, is_scored: bool) -> Model:
     assert choice.base_url is not None
     key = os.environ.get(choice.key_variable) or None
     lm = Completions(choice.base_url, choice.checkpoint, key, choice.tokenizer, choice.batch_size, 600)
-    return Model(lm, choice.batch_size, True, {})
+    return Model(lm, choice.batch_size, True)

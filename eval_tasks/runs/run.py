@@ -107,16 +107,18 @@ def keep(asked: Asked, choice: ModelChoice, found: list[TaskPlan]) -> None:
     keep_settings(asked.folder, Settings(model, tasks, told), asked.overwrite)
 
 
-def make_all(asked: Asked, found: list[TaskPlan], open_model: Callable[[], Model], tell: Tell) -> None:
-    """Makes what is missing; the model is opened only for that."""
-    from eval_tasks.runs.sampling import check_lengths, make_samples, missing
+def unfinished(asked: Asked, found: list[TaskPlan]) -> list[TaskPlan]:
+    """The tasks that have samples missing."""
+    from eval_tasks.runs.sampling import missing
 
-    unfinished = [plan for plan in found if missing(asked.folder, plan.entry.name, plan.requests)]
-    if not unfinished:
-        tell("all samples are here")
-        return
-    model = open_model()
-    for plan in unfinished:
+    return [plan for plan in found if missing(asked.folder, plan.entry.name, plan.requests)]
+
+
+def make_all(asked: Asked, found: list[TaskPlan], model: Model, tell: Tell) -> None:
+    """Makes what is missing, after a look at the lengths of all prompts."""
+    from eval_tasks.runs.sampling import check_lengths, make_samples
+
+    for plan in found:
         check_lengths(model.lm, plan.requests, asked.tokens_of(plan.entry) or None)
-    for plan in unfinished:
+    for plan in found:
         make_samples(asked.folder, plan.requests, model, plan.entry.is_sampled, tell)

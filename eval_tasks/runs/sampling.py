@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples made in batches and saved batch by batch: a kill costs at most the batch under way.
+"""Samples made in batches and saved as they come: a kill costs at most the batch under way.
 
 The batches of a task are laid out once, from all of its requests. A start that goes on makes each batch whole
 that has a sample missing, and saves what is missing: what a request is batched with, and the seed of its
@@ -30,13 +30,13 @@ class Model:
     # Whether a request takes a seed of its own; else one seed is set before each call.
     takes_seeds: bool
     # Settings of the back end that go with each request where tokens are drawn.
-    when_sampling: Mapping[str, Any]
+    when_sampling: Mapping[str, Any] = field(default_factory=dict)
     set_seed: Callable[[int], None] = lambda seed: None
     # Of lm-eval's own classes: their progress bars, one a batch, stay away.
     call_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def answers(self, requests: list[Request], is_sampled: bool) -> list[Any]:
-        """lm-eval's answer to each request."""
+    def answers(self, requests: list[Request], is_sampled: bool) -> Iterator[tuple[Request, Any, int | None]]:
+        """Each request with lm-eval's answer to it and the tokens of that, as they come."""
         if is_sampled and not self.takes_seeds:
             self.set_seed(requests[0].seed)
         instances = []
@@ -45,16 +45,20 @@ class Model:
             if is_sampled and self.takes_seeds:
                 settings["seed"] = request.seed
             instances.append(request.instance(settings))
-        answers: list[Any] = getattr(self.lm, instances[0].request_type)(
-            instances, **self.call_options
-        )
-        return answers
+        kind = instances[0].request_type
+        if kind == "generate_until" and hasattr(self.lm, "generate"):  # this engine's, one by one
+            for made in self.lm.generate(instances):
+                yield requests[made.place], made.text, len(made.ids)
+            return
+        answers = getattr(self.lm, kind)(instances, **self.call_options)
+        for request, answer in zip(requests, answers, strict=True):
+            yield request, answer, self._count_tokens(answer)
 
-    def count_tokens(self, text: Any) -> int | None:
-        """Of what was generated; None where the back end has no tokenizer here."""
-        if not isinstance(text, str) or getattr(self.lm, "tokenizer", None) is None:
+    def _count_tokens(self, answer: Any) -> int | None:
+        """Of a generation; None where the back end has no tokenizer here."""
+        if not isinstance(answer, str) or getattr(self.lm, "tokenizer", None) is None:
             return None
-        return len(self.lm.tok_encode(text, add_special_tokens=False))
+        return len(self.lm.tok_encode(answer, add_special_tokens=False))
 
 
 def check_lengths(lm: Any, requests: list[Request], max_new_tokens: int | None) -> None:
@@ -123,14 +127,10 @@ def make_samples(
         for batch in batches(requests, model.requests_per_call):
             if not any(request.key in open_keys for request in batch):
                 continue
-            answers = model.answers(batch, is_sampled)
-            new = [
-                request.sample_of(answer, model.count_tokens(answer))
-                for request, answer in zip(batch, answers, strict=True)
-                if request.key in open_keys
-            ]
-            writer.append(new)
-            made += len(new)
+            for request, answer, tokens in model.answers(batch, is_sampled):
+                if request.key in open_keys:
+                    writer.append([request.sample_of(answer, tokens)])
+                    made += 1
             seconds = time.monotonic() - started
             if seconds - told_at >= TELL_EVERY_SECONDS or made == len(open_keys):
                 told_at = seconds

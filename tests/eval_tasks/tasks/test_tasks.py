@@ -73,7 +73,7 @@ def test_lm_eval_makes_the_same_prompts_of_the_files(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(datasets, "load_dataset", rows_of)
     loaded = TaskManager(include_defaults=False, include_path=str(FOLDER)).load(["llemma_math_perplexity"])
-    theirs = {}
+    theirs: dict[str, tuple[str, str]] = {}
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=0)
         task.build_all_requests()
