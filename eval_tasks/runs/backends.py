@@ -152,7 +152,7 @@ def native_model(choice: ModelChoice, ranks: int) -> Iterator[Model | None]:
             yield None
         else:
             with lm:
-                yield Model(lm, CALLS * choice.batch_size, True)
+                yield Model(lm, CALLS * choice.batch_size, True, call_options=QUIET)
     finally:
         shut_down()
 
