@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Proofs in Coq, Lean and Isabelle: `prove.py search` finds them tactic by tactic, `prove.py whole` checks whole ones.
+"""Formal proofs: `prove.py search` looks for them tactic by tactic, `prove.py whole` has them written whole.
 
 Every proof is replayed in a fresh prover before it counts. See docs/proving.md."""
 
