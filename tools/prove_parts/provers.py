@@ -120,6 +120,12 @@ class Session(Protocol):
         """Where the proof begins."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs. One that had to be killed over a tactic does not, and a new session has
+        to be opened."""
+        ...
+
     def apply(self, state: State, tactic: str) -> Outcome:
         """Tries one tactic at a state, which stays as it is.
 
