@@ -78,5 +78,7 @@ def template_of(language: str, file: Path | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompt={file}: cannot be read ({error})") from None
     if text.count(PLACE) != 1:
-        raise UserError(f"--prompt={file}: has {text.count(PLACE)} times {PLACE}; put it once, where goals go")
+        raise UserError(
+            f"--prompt={file}: has {text.count(PLACE)} times {PLACE}; put it once, where goals go"
+        )
     return text.removesuffix("\n")

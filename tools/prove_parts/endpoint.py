@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron.neox_arguments.errors import UserError
 from tools.prove_parts.asking import STOP, Asking
-from tools.prove_parts.proposers import Candidate, unique_best_first
+from tools.prove_parts.proposers import Candidate, TooLong, unique_best_first
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 _TRIES = 6
@@ -77,11 +77,15 @@ class Endpoint:
                 said = "it answers no JSON object"
             except urllib.error.HTTPError as error:
                 said = f"{error.code} {error.read(2000).decode('utf-8', 'replace')}"
+                if error.code == 400 and "context" in said and "length" in said:
+                    raise TooLong(said) from None
                 if error.code not in _BUSY:
                     break
             except (OSError, http.client.HTTPException, ValueError) as error:
                 said = str(error)
-        raise UserError(f"--endpoint={self._url}: cannot be used ({said}); start the server, or correct the URL")
+        raise UserError(
+            f"--endpoint={self._url}: cannot be used ({said}); start the server, or correct the URL"
+        )
 
     def settings(self) -> Mapping[str, Any]:
         """See `Proposer.settings`. The URL is left out: a server may move."""

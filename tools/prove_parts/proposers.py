@@ -20,6 +20,10 @@ class Candidate:
     logprob: float
 
 
+class TooLong(Exception):
+    """The goals do not fit into the model's context: nothing can be proposed for this state."""
+
+
 class Proposer(Protocol):
     """Proposes tactics for a state. Shared by all workers, so it must bear several threads."""
 
@@ -28,6 +32,7 @@ class Proposer(Protocol):
         goes on: a search that was stopped and goes on is the search that was not stopped.
 
         Raises:
+            TooLong: this state cannot be asked about.
             UserError: the model cannot be asked (any more).
         """
         ...

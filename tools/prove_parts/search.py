@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.prove_parts.proposers import Candidate, Proposer
+from tools.prove_parts.proposers import Candidate, Proposer, TooLong
 from tools.prove_parts.provers import BadStatement, Outcome, Prover, ProverDied, State, Theorem, Verdict
 from tools.prove_parts.steady_session import SteadySession
 
@@ -62,7 +62,12 @@ class _Search:
     """One theorem's search under way: the queue, what was seen, the tree."""
 
     def __init__(
-        self, prover: Prover, theorem: Theorem, proposer: Proposer, limits: SearchLimits, stopped: Callable[[], bool]
+        self,
+        prover: Prover,
+        theorem: Theorem,
+        proposer: Proposer,
+        limits: SearchLimits,
+        stopped: Callable[[], bool],
     ) -> None:
         self._prover, self._theorem, self._proposer = prover, theorem, proposer
         self._limits, self._stopped = limits, stopped
@@ -100,7 +105,12 @@ class _Search:
         self._go_on()
         self.tree[entry.node]["expanded"] = self.expansions
         self.expansions += 1
-        for candidate in self._proposer.propose(entry.state.goals):
+        try:
+            candidates = self._proposer.propose(entry.state.goals)
+        except TooLong as error:
+            self.tree[entry.node]["message"] = f"too long for the model: {error}"[:_MESSAGE_CHARACTERS]
+            return
+        for candidate in candidates:
             self._go_on()
             outcome = session.apply(entry.state, candidate.tactic)
             cost = entry.cost - candidate.logprob
