@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megatron.neox_arguments.errors import exit_on_user_error
 
 # Each is a module with SUMMARY, EPILOG, add_arguments(parser) and run(args).
-SUBCOMMANDS = {"search": "search_command", "whole": "whole_proofs"}
+SUBCOMMANDS = {"search": "search_command", "tree": "tree_command", "whole": "whole_proofs"}
 
 
 def _parser() -> argparse.ArgumentParser:

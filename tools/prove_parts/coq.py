@@ -153,6 +153,11 @@ class CoqSession:
         """Of the process."""
         return self._top.pid
 
+    @property
+    def alive(self) -> bool:
+        """See `Session.alive`."""
+        return self._top.alive
+
     def apply(self, state: State, tactic: str) -> Outcome:
         """See `Session.apply`."""
         try:
@@ -208,7 +213,7 @@ class CoqSession:
             raise ProverDied(f"coqtop did not go back to its state {number}")
 
     def _goals(self, seconds: float) -> str:
-        shown = _GOAL_ID.sub("", self._top.run("Show.", seconds)[1])
+        shown = self._shown("Show.", seconds)
         count = _GOALS.match(shown)
         if count is None or int(count[1]) < 2:
             return shown
@@ -216,8 +221,12 @@ class CoqSession:
         first = shown.split("\n\ngoal 2 is:", 1)[0]
         others = []
         for number in range(2, min(int(count[1]), _GOALS_IN_FULL) + 1):
-            others.append(_GOAL_ID.sub("", self._top.run(f"Show {number}.", seconds)[1]))
+            others.append(self._shown(f"Show {number}.", seconds))
         return "\n\n".join([first, *others])
+
+    def _shown(self, sentence: str, seconds: float) -> str:
+        text = _GOAL_ID.sub("", self._top.run(sentence, seconds)[1])
+        return "\n".join(line.rstrip() for line in text.splitlines())
 
     def close(self) -> None:
         """See `Session.close`."""

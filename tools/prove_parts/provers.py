@@ -31,8 +31,8 @@ class Limits:
     """The start of a process, its imports and the statement. Mathlib takes a minute on a cold disk."""
     check_seconds: float = 300.0
     """The replay of one whole proof in a fresh process."""
-    memory_bytes: int = 8 << 30
-    """Address space of one process."""
+    memory_bytes: int = 16 << 30
+    """Address space of one process; Lean maps the whole of Mathlib into it."""
     output_bytes: int = 1 << 20
     """One answer; what prints more is ended."""
 
@@ -118,6 +118,12 @@ class Session(Protocol):
     @property
     def root(self) -> State:
         """Where the proof begins."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs. One that had to be killed over a tactic does not, and a new session has
+        to be opened."""
         ...
 
     def apply(self, state: State, tactic: str) -> Outcome:
