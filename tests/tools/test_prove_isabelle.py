@@ -7,6 +7,7 @@ import dataclasses
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ PROOF = (
 KNOWS = {"A n": {"by simp", "by arith"}, "B n": {"hammer by (metis A)"}}
 
 
-def checker_of(line: str, tmp_path: Path, **limits: float) -> IsabelleChecker:
+def checker_of(line: str, tmp_path: Path, **limits: Any) -> IsabelleChecker:
     file = tmp_path / "server.txt"
     file.write_text(line)
     return IsabelleChecker(find_isabelle(file), dataclasses.replace(Limits(), **limits))
