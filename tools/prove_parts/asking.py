@@ -31,8 +31,8 @@ _PROMPTS = {
 class Asking:
     """What is the same for every state.
 
-    `decoding` is `beam`, the likeliest sequences by beam search, as in the paper, or `sample`: independent draws
-    with temperature and top-p, of which each different one counts once.
+    `decoding` is `beam`, the likeliest sequences by beam search, as in the paper, or `sample`: independent
+    draws with temperature and top-p, of which each different one counts once.
     """
 
     template: str

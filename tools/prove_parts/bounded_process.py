@@ -41,14 +41,16 @@ def _start(
     command: Sequence[str], folder: Path, memory_bytes: int, **streams: int
 ) -> subprocess.Popen[bytes]:
     try:
-        process = subprocess.Popen(command, cwd=folder, start_new_session=True, **streams)  # type: ignore[call-overload]
+        process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
+            command, cwd=folder, start_new_session=True, **streams
+        )
     except OSError as error:
         raise ProverDied(f"{command[0]} cannot be started: {error}") from error
     # Set from here and not between fork and exec, which is not safe where threads are.
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST_FILE_BYTES, _LARGEST_FILE_BYTES))
-    return process  # type: ignore[no-any-return]
+    return process
 
 
 class Conversation:

@@ -14,7 +14,7 @@ _BRACE = re.compile(r"(?:(?:\d+|\[\s*[\w']+\s*\])\s*:\s*)?\{|\}")
 _SELECTOR = re.compile(
     r"(?:all|par|!|\[\s*[\w']+\s*\]|\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)\s*:(?!=)\s*"
 )
-# Only ways to leave a goal unproved. Commands need no list: each begins with a capital letter, and no tactic does.
+# Ways to leave a goal unproved. Commands need no list: each begins with a capital letter, no tactic does.
 _GIVES_UP = re.compile(r"(?<![\w.'])(?:admit|give_up)(?![\w'])")
 _STATEMENT = re.compile(
     r"(?:#\[[^\]]*\]\s*)*(?:(?:Local|Global|Program|Polymorphic|Monomorphic)\s+)*"

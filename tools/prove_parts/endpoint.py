@@ -25,8 +25,8 @@ _LARGEST_ANSWER_BYTES = 64 << 20
 
 
 class Endpoint:
-    """See `Proposer`. Beam search is asked for as vLLM has it (`use_beam_search`); servers without it refuse or
-    would ignore it, so it is the user's choice."""
+    """See `Proposer`. Beam search is asked for as vLLM has it (`use_beam_search`); servers without it refuse
+    it or would ignore it, so it is the user's choice."""
 
     def __init__(self, url: str, model: str, asking: Asking, request_seconds: float = 600.0) -> None:
         """`url` is that of the API, such as http://127.0.0.1:8000/v1."""
@@ -53,8 +53,8 @@ class Endpoint:
             return unique_best_first([_candidate(choice) for choice in answer["choices"]])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"--endpoint={self._url}: its answer has no text with token_logprobs ({error!r}); use a server "
-                "that gives logprobs with completions"
+                f"--endpoint={self._url}: its answer has no text with token_logprobs ({error!r}); use a "
+                "server that gives logprobs with completions"
             ) from None
 
     def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:

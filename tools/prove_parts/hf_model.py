@@ -63,6 +63,7 @@ class HFModel:
     def _answers(self, inputs: Mapping[str, torch.Tensor], goals: str) -> torch.Tensor:
         """The prompt with each answer behind it, [N, S]."""
         asking = self._asking
+        how: dict[str, Any]
         if asking.decoding == "beam":
             how = {"num_beams": asking.candidates, "do_sample": False}
         else:

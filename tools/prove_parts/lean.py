@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lean 4 through the community's REPL, which lean-interact starts: JSON objects in, JSON objects out.
 
-The REPL numbers environments (after commands) and proof states (after tactics), and any of them can be gone on
-from. Lean has no time limit for a tactic but heartbeats; one that takes longer costs the process, and the next
-tactic a new one with all its imports.
+The REPL numbers environments (after commands) and proof states (after tactics), and any of them can be gone
+on from. Lean has no time limit for a tactic but heartbeats; one that takes longer costs the process, and the
+next tactic a new one with all its imports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADER = "import Mathlib\nopen BigOperators Real Nat Topology"
 # The three of Lean's own logic.
 STANDARD_AXIOMS = frozenset({"propext", "Classical.choice", "Quot.sound"})
 _AXIOMS = re.compile(
-    r"'(?P<name>[^\n]+)' (?:depends on axioms:\s*\[(?P<axioms>[^\]]*)\]|(?P<none>does not depend on any axioms))\s*"
+    r"'[^\n]+' (?:depends on axioms:\s*\[(?P<axioms>[^\]]*)\]|does not depend on any axioms)\s*"
 )
 
 

@@ -22,8 +22,8 @@ _COMMANDS = {
 }  # fmt: skip
 # Words that run programs, or put something in front of the kernel.
 _PROGRAMS = {
-    "by_elab", "csimp", "extern", "implemented_by", "include_str", "run_elab", "run_meta", "run_tac", "unsafeCast",
-    "unsafeIO", "unsafeEIO", "unsafeBaseIO",
+    "by_elab", "csimp", "extern", "implemented_by", "include_str", "run_elab", "run_meta", "run_tac",
+    "unsafeCast", "unsafeIO", "unsafeEIO", "unsafeBaseIO",
 }  # fmt: skip
 _COMPILED = {"native_decide", "reduceBool", "ofReduceBool", "trustCompiler", "bv_decide"}
 _REFUSED = {

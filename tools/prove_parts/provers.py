@@ -2,8 +2,8 @@
 """What every prover looks like from outside: Coq, Lean and Isabelle differ behind this and nowhere else.
 
 A `Checker` judges whole proofs. A `Prover` can also take a proof tactic by tactic, which is what a search
-needs. Both work on a `Theorem`, whose text is the user's and is never changed; a proof is text of a model and is
-never trusted.
+needs. Both work on a `Theorem`, whose text is the user's and is never changed; a proof is text of a model and
+is never trusted.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Checker(Protocol):
         """Replays the proof below the theorem's own text in a fresh process with allowed axioms only.
 
         Args:
-            proof: all that comes after the statement. Coq: sentences between `Proof.` and `Qed.`; Lean: tactics
-                as they stand below `by`; Isabelle: from `proof`, `by` or `apply` to the end.
+            proof: all that comes after the statement. Coq: sentences between `Proof.` and `Qed.`; Lean:
+                tactics as they stand below `by`; Isabelle: from `proof`, `by` or `apply` to the end.
 
         Raises:
             BadStatement: the statement is refused without any proof.

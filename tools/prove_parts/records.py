@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of proof search: `settings.json`, and `proofs.jsonl` with one line a theorem, appended as they come."""
+"""A folder of proof search: `settings.json`, and `proofs.jsonl`, a line a theorem, appended as they come."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def read_proofs(path: Path) -> dict[str, dict[str, Any]]:
         for key, kinds in _KINDS.items():
             if not isinstance(line.get(key), kinds) or (key not in line):
                 raise UserError(
-                    f"{path}:{number}: {key}={shown(line.get(key))}: is no {kinds[0].__name__}; repair or remove "
-                    "the line"
+                    f"{path}:{number}: {key}={shown(line.get(key))}: is no {kinds[0].__name__}; repair or "
+                    "remove the line"
                 )
         if found.setdefault(line["theorem"], line) is not line:
             raise UserError(
@@ -80,8 +80,8 @@ class ProofRun:
         if not path.exists():
             if (self.folder / PROOFS).stat().st_size > 0:
                 raise UserError(
-                    f"--output={self.folder}: holds {PROOFS} without {SETTINGS}; choose another folder, or add "
-                    "--overwrite"
+                    f"--output={self.folder}: holds {PROOFS} without {SETTINGS}; choose another folder, or "
+                    "add --overwrite"
                 )
             write_whole(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
             return
@@ -114,8 +114,8 @@ class ProofRun:
                 left.append(theorem)
             elif line["statement"] != theorem.statement:
                 raise UserError(
-                    f"--output={self.folder}: has {theorem.name} with another statement; choose another folder, "
-                    "or add --overwrite"
+                    f"--output={self.folder}: has {theorem.name} with another statement; choose another "
+                    "folder, or add --overwrite"
                 )
         return left
 

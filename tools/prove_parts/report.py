@@ -13,8 +13,8 @@ from typing import Any
 
 from megatron.neox_arguments.whole_files import write_whole
 
-# Azerbayev et al. 2023 (Llemma), the table on formal mathematics: proofs by tactic search in Lean 4, percent of
-# the 244 of miniF2F's test split.
+# Azerbayev et al. 2023 (Llemma), the table on formal mathematics: proofs by tactic search in Lean 4, percent
+# of the 244 of miniF2F's test split.
 PUBLISHED = {"Code Llama 7B": 20.49, "Code Llama 34B": 22.13, "Llemma 7B": 26.23, "Llemma 34B": 25.82}
 _PUBLISHED_ITEMS = 244
 
@@ -97,9 +97,9 @@ def as_markdown(content: Mapping[str, Any]) -> str:
         ]
         if proofs := found.get("proofs"):
             lines += [
-                f"Of the proofs, {proofs['single_tactic']} are a single tactic. Median: {proofs['median_tactics']:g} "
-                f"tactics, found after {proofs['median_expansions']:g} further expansions, "
-                f"{proofs['median_seconds']:.1f} s.",
+                f"Of the proofs, {proofs['single_tactic']} are a single tactic. Median: "
+                f"{proofs['median_tactics']:g} tactics, found after {proofs['median_expansions']:g} further "
+                f"expansions, {proofs['median_seconds']:.1f} s.",
                 "",
             ]
         if found["published"]:

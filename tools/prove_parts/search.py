@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Best-first search for a proof, tactic by tactic, as the Llemma paper has it (section 3.4 and appendix).
 
-The state of least cost goes first; a state's cost is the sum, over the tactics that led to it, of minus the mean
-log-probability of a tactic's tokens. A goal is marked seen when it is pushed, ties go to what was pushed first,
-and a proof counts only when a fresh prover has replayed it.
+The state of least cost goes first; a state's cost is the sum, over the tactics that led to it, of minus the
+mean log-probability of a tactic's tokens. A goal is marked seen when it is pushed, ties go to what was pushed
+first, and a proof counts only when a fresh prover has replayed it.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ examples:
 """
 # Draws in one batch of the engine.
 _AT_ONCE = 256
-# Places of the engine's KV cache: 32 draws from a prompt of 768 tokens. A 7B without grouped heads takes 0.5 MiB
-# for each in bfloat16. Draws wait where there is no room.
+# Places of the engine's KV cache: 32 draws from a prompt of 768 tokens. A 7B without grouped heads takes
+# 0.5 MiB for each in bfloat16. Draws wait where there is no room.
 _CACHE_TOKENS = 32_768
 
 
@@ -76,19 +76,19 @@ def _add_proposer_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--hf", type=Path, metavar="FOLDER", help="a Hugging Face model")
     source.add_argument(
         "--endpoint", metavar="URL",
-        help="an OpenAI-style server with completions and logprobs, such as http://127.0.0.1:8000/v1; a key is "
-        "read from OPENAI_API_KEY",
+        help="an OpenAI-style server with completions and logprobs, such as http://127.0.0.1:8000/v1; a key "
+        "is read from OPENAI_API_KEY",
     )  # fmt: skip
     group.add_argument("--model", help="the model's name at --endpoint")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of --native or --hf")
     group.add_argument(
         "--prompt", type=Path, metavar="FILE",
-        help="a text with {goals} in it (default: the paper's three examples for Lean, three of ours for Coq)",
+        help="a text with {goals} in it (default: the paper's three examples for Lean, ours for Coq)",
     )  # fmt: skip
     group.add_argument(
         "--decoding", choices=("beam", "sample"),
-        help="beam search, as in the paper, or draws (default: beam with --hf, else sample; --native has draws "
-        "only, an --endpoint needs vLLM's use_beam_search for beam)",
+        help="beam search, as in the paper, or draws (default: beam with --hf, else sample; --native has "
+        "draws only, an --endpoint needs vLLM's use_beam_search for beam)",
     )  # fmt: skip
     group.add_argument(
         "--candidates", type=prover_options.at_least(1), default=asking.CANDIDATES, metavar="N",
@@ -193,8 +193,8 @@ def _theorems(args: argparse.Namespace) -> list[Theorem]:
 
         header = HEADER
     theorems = read_theorems(
-        args.theorems, args.prover, name_key=args.name_key, statement_key=args.statement_key, split=args.split,
-        header=header,
+        args.theorems, args.prover, name_key=args.name_key, statement_key=args.statement_key,
+        split=args.split, header=header,
     )  # fmt: skip
     return theorems[: args.limit]
 
@@ -282,6 +282,7 @@ def _tell(line: Mapping[str, Any], lines: Mapping[str, Mapping[str, Any] | None]
         line["proof"].replace("\n", " ") if line["proved"] else f"{line['status']} {line['message']}".strip()
     )
     print(
-        f"{len(done)}/{len(lines)} ({proved} proved)  {line['theorem']}  {line['seconds']:.1f} s  {what[:100]}",
+        f"{len(done)}/{len(lines)} ({proved} proved)  {line['theorem']}  {line['seconds']:.1f} s  "
+        f"{what[:100]}",
         flush=True,
     )

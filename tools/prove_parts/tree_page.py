@@ -9,11 +9,13 @@ from typing import Any
 
 _FAILED = ("error", "timeout", "forbidden", "seen")
 _WORDS = {
-    "open": "goals left", "done": "no goals left", "proved": "proved and replayed", "rejected": "refused at the replay",
-    "error": "error", "timeout": "out of time", "forbidden": "forbidden", "seen": "goals seen before",
+    "open": "goals left", "done": "no goals left", "proved": "proved and replayed",
+    "rejected": "refused at the replay", "error": "error", "timeout": "out of time", "forbidden": "forbidden",
+    "seen": "goals seen before",
 }  # fmt: skip
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1d2330; }
+body { font: 15px/1.45 system-ui, sans-serif; color: #1d2330;
+  margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 pre, code { font: 13px/1.4 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre { background: #f4f5f8; border-radius: 4px; padding: .5rem .7rem; margin: .3rem 0; }
 details { border-left: 2px solid #d5d9e2; margin: .25rem 0 .25rem .4rem; padding-left: .8rem; }
@@ -38,7 +40,8 @@ def tree_page(line: Mapping[str, Any]) -> str:
     name = _text(line["theorem"])
     parts = [
         "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style></head><body>',
+        f'<html lang="en"><head><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style></head>',
+        "<body>",
         f"<h1>{name}</h1>",
         f"<pre>{_text(line['statement'])}</pre>",
         f"<p>{_outcome(line)}</p>",
@@ -59,7 +62,8 @@ def _outcome(line: Mapping[str, Any]) -> str:
     tried = sum(node["parent"] is not None for node in line.get("tree") or [])
     said = f" {line['message']}" if line.get("message") else ""
     return _text(
-        f"{line['status']}{said}: {line['expansions']} states expanded, {tried} tactics tried, {line['seconds']:.1f} s"
+        f"{line['status']}{said}: {line['expansions']} states expanded, {tried} tactics tried, "
+        f"{line['seconds']:.1f} s"
     )
 
 
@@ -75,7 +79,7 @@ def _path_to_proof(tree: Sequence[Mapping[str, Any]]) -> set[int]:
 def _nodes(
     tree: Sequence[Mapping[str, Any]], children: Mapping[int, Sequence[int]], path: set[int]
 ) -> list[str]:
-    """All nodes below the statement, without recursion: a proof may be deep. A closing tag waits on the stack."""
+    """All nodes below the statement, without recursion: a proof may be deep. Closing tags wait their turn."""
     parts: list[str] = []
     stack: list[int | str] = [0]
     while stack:
@@ -114,7 +118,8 @@ def _failed(tree: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> str:
         f"<td>{_text(tree[number].get('message', ''))}</td></tr>"
         for number in numbers
     )
-    return f'<details><summary class="quiet">{len(numbers)} that led nowhere</summary><table>{rows}</table></details>'
+    head = f'<summary class="quiet">{len(numbers)} that led nowhere</summary>'
+    return f"<details>{head}<table>{rows}</table></details>"
 
 
 def _word(node: Mapping[str, Any]) -> str:
