@@ -7,7 +7,6 @@ and statistical inference"), which hold for few items and for accuracies near 0 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 
 import orjson
 
+from eval_tasks.measures.intervals import wilson
 from megatron.neox_arguments.errors import UserError
 from tools.overlap_parts.items import Item
 
-Z_95 = 1.959963984540054  # of the normal distribution, two-sided
 # Where a result says whether it is right: ours, then lm-eval's metrics of tasks with one answer.
 CORRECT_KEYS = ("correct", "exact_match", "exact_match,none", "acc", "is_correct")
 ID_KEYS = ("doc_id", "id", "item", "index")
@@ -71,16 +70,6 @@ class Table:
             for row in self.rows
         ]
         return {**asdict(self), "rows": rows, "interval": "Wilson score, 95%"}
-
-
-def wilson(right: int, of: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share of `of` > 0 trials."""
-    share, square = right / of, z * z
-    middle = (share + square / (2 * of)) / (1 + square / of)
-    reach = z / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of * of))
-    # At the ends the bound is exact; rounding would leave 1e-17 of it.
-    low = 0.0 if right == 0 else max(0.0, middle - reach)
-    return low, 1.0 if right == of else min(1.0, middle + reach)
 
 
 def table_of(
