@@ -171,7 +171,9 @@ def _checked(options: argparse.Namespace, ranks: int) -> tuple[Asked, ModelChoic
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    ranks, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    ranks, rank = (
+        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"))
+    )
     try:
         asked, choice = _checked(options, ranks)
     except UserError as error:
