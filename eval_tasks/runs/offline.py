@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from eval_tasks.runs.catalogue import catalogue
 from eval_tasks.results.samples import Sample, Verdict, tasks_in
 from megatron.neox_arguments.errors import UserError
 
@@ -34,7 +35,12 @@ def score(folder: Path, is_unsafe: bool, tell: Tell) -> str:
 
     if not folder.is_dir():
         raise UserError(f"--rescore={folder}: no such file or folder; give a results folder or a JSONL file")
-    score_folder(folder, judge_programs=program_judge(is_unsafe), tell=tell)
+    proofs = {name for name in tasks_in(folder) if name in catalogue() and catalogue()[name].is_proof}
+    for name in sorted(proofs):
+        tell(f"{name}: its proofs are checked by tools/prove.py whole")
+    if proofs and proofs == set(tasks_in(folder)):
+        return ""
+    score_folder(folder, judge_programs=program_judge(is_unsafe), tell=tell, left_out=proofs)
     return (folder / "results.md").read_text(encoding="utf-8")
 
 
