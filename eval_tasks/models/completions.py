@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model behind an OpenAI-style `/v1/completions`: many requests at once, each with a seed of its own.
+
+lm-eval's own class runs requests together only where all their settings are equal, and seeds differ.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests as http
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+from megatron.neox_arguments.errors import UserError
+
+# Statuses that a repetition does not help against.
+REFUSALS = (400, 401, 403, 404, 405, 413, 422)
+
+
+class Completions(LocalCompletionsAPI):
+    """`concurrent` requests are under way at a time. The key goes into the header and nowhere else.
+
+    Without `tokenizer` (a folder or a name at the hub) it only generates: likelihoods need to know where the
+    prompt ends in tokens.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        tokenizer: str | None,
+        concurrent: int,
+        timeout_seconds: int,
+    ) -> None:
+        super().__init__(
+            base_url=f"{url.rstrip('/')}/completions",
+            model=model,
+            tokenizer=tokenizer,
+            tokenizer_backend="huggingface" if tokenizer else None,
+            # Where it is sent text, the server puts its own beginning of sequence before it, as HFLM does.
+            tokenized_requests=False,
+            num_concurrent=concurrent,
+            max_length=1 << 30,  # the server refuses what is too long
+            timeout=timeout_seconds,
+            # Never empty: lm-eval would then send the key of OPENAI_API_KEY, whose ever server this is.
+            header={"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+        )
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        """The text that follows each prompt."""
+        with ThreadPoolExecutor(self._concurrent) as pool:
+            return list(pool.map(self._generate, requests))
+
+    def _generate(self, instance: Any) -> str:
+        prompt, settings = instance.args
+        answer = self._ask([prompt], generate=True, gen_kwargs=copy.deepcopy(settings))
+        text = self.parse_generations(answer)[0]
+        if not isinstance(text, str):
+            raise UserError(f"{self.base_url}: answered without a text; choose another server")
+        return text
+
+    def _ask(self, messages: list[Any], **options: Any) -> Any:
+        """Sends one request, three times at most.
+
+        Raises:
+            UserError: the server cannot be reached, or refuses.
+        """
+        for attempt in range(self.max_retries):
+            try:
+                return self.model_call(messages=messages, **options)
+            except http.HTTPError as error:
+                response = error.response
+                if response is not None and response.status_code in REFUSALS:
+                    said = f"{response.status_code} {response.text[:300]}"
+                    raise UserError(f"{self.base_url}: refuses the request ({said})") from None
+                problem: Exception = error
+            except (http.RequestException, ValueError) as error:
+                problem = error
+            time.sleep(min(10.0, 0.5 * 2**attempt))
+        raise UserError(
+            f"{self.base_url}: gives no answer ({type(problem).__name__}: {problem}); start the server and "
+            "repeat the command, which goes on from here"
+        )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local data in place of the hub's: `--data TASK=FILE.jsonl`, `--data-field TASK.problem=NAME`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron.neox_arguments.errors import Problem, UserError
+
+# What a task calls the fields of a document (eval_tasks/tasks/documents.py).
+FIELDS = ("problem", "reference", "level", "subject", "choices")
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A JSONL file of one task. `fields` says which of its fields is the problem, the reference, ….
+
+    Fields that are not told are found by the names that the hub's data set has, or by these names themselves.
+    """
+
+    path: Path
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def sha256(self) -> str:
+        """Of the file and of what was told of its fields."""
+        told = json.dumps(sorted(self.fields.items())) if self.fields else ""
+        return hashlib.sha256(self.path.read_bytes() + told.encode()).hexdigest()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows, told fields under their usual names.
+
+        Raises:
+            UserError: the file cannot be read, a line is no JSON object, or a row lacks a told field.
+        """
+        found = []
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        found.append(self._row(number, line))
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); give a JSONL file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: is not UTF-8 ({error.reason}); give a JSONL file") from None
+        if not found:
+            raise UserError(f"{self.path}: has no rows; give a file with one JSON object a line")
+        return found
+
+    def _row(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.path}:{number}: is no JSON ({error}); repair or remove the line") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{self.path}:{number}: is no JSON object; repair or remove the line")
+        for usual, name in self.fields.items():
+            if name not in row:
+                raise UserError(
+                    f"{self.path}:{number}: has no field {name}, which --data-field says is the {usual}; "
+                    f"it has {', '.join(row)}"
+                )
+            row[usual] = row[name]
+        return row
+
+
+def local_files(
+    data: Sequence[str], data_fields: Sequence[str], tasks: Sequence[str]
+) -> tuple[dict[str, LocalFile], list[Problem]]:
+    """The local file of each task that has one, and what is wrong with the options."""
+    problems: list[Problem] = []
+    files: dict[str, Path] = {}
+    for text in data:
+        task, _, path = text.partition("=")
+        if not path:
+            problems.append(Problem("--data", text, "is not TASK=FILE.jsonl", "name the task and its file"))
+        elif task not in tasks:
+            problems.append(Problem("--data", text, f"{task} is not among --tasks", "add it, or leave it out"))
+        elif not Path(path).is_file():
+            problems.append(Problem("--data", text, "no such file", "give a JSONL file"))
+        else:
+            files[task] = Path(path)
+    fields: dict[str, dict[str, str]] = {}
+    for text in data_fields:
+        place, _, name = text.partition("=")
+        task, _, usual = place.partition(".")
+        if not name or usual not in FIELDS:
+            remedy = f"as in llemma_math.problem=question; fields are {', '.join(FIELDS)}"
+            problems.append(Problem("--data-field", text, "is not TASK.FIELD=NAME", remedy))
+        elif task not in files:
+            problems.append(Problem("--data-field", text, f"{task} has no --data", "add it, or leave it out"))
+        else:
+            fields.setdefault(task, {})[usual] = name
+    return {task: LocalFile(path, fields.get(task, {})) for task, path in files.items()}, problems

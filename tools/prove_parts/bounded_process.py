@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A prover's process with its bounds: time, memory, output, an own folder, and an end that is certain."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.prove_parts.provers import ProverDied
+
+_LARGEST_FILE_BYTES = 1 << 30
+
+
+class NoAnswer(ProverDied):
+    """It did not answer in time and was killed."""
+
+
+class TooMuchOutput(ProverDied):
+    """It printed more than it may and was killed."""
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process that runs, and what it started (solvers, helpers): it leads a session of its own."""
+    if process.poll() is None:  # its number may be another's as soon as it was waited for
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _start(
+    command: Sequence[str], folder: Path, memory_bytes: int, **streams: int
+) -> subprocess.Popen[bytes]:
+    try:
+        process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
+            command, cwd=folder, start_new_session=True, **streams
+        )
+    except OSError as error:
+        raise ProverDied(f"{command[0]} cannot be started: {error}") from error
+    # Set from here and not between fork and exec, which is not safe where threads are.
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST_FILE_BYTES, _LARGEST_FILE_BYTES))
+    return process
+
+
+class Conversation:
+    """A process that reads sentences and ends each answer with a prompt; both of its streams come as one."""
+
+    def __init__(
+        self, command: Sequence[str], prompt: re.Pattern[bytes], memory_bytes: int, output_bytes: int
+    ) -> None:
+        """Starts it; the first answer is that to nothing (`answer`)."""
+        self._prompt, self._output_bytes = prompt, output_bytes
+        self._folder = tempfile.TemporaryDirectory(prefix="prover-", ignore_cleanup_errors=True)
+        self._unread = bytearray()
+        try:
+            self._process = _start(
+                command,
+                Path(self._folder.name),
+                memory_bytes,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except ProverDied:
+            self._folder.cleanup()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, text: str) -> None:
+        """Writes a line.
+
+        Raises:
+            ProverDied: nobody reads it.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(text.encode("utf-8", "replace") + b"\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError) as error:
+            self.close()
+            raise ProverDied(f"the prover ended: {error}") from error
+
+    def answer(self, seconds: float) -> tuple[str, re.Match[bytes]]:
+        """What it printed up to the next prompt, and the prompt.
+
+        Raises:
+            NoAnswer, TooMuchOutput: and it was killed.
+            ProverDied: it ended by itself.
+        """
+        assert self._process.stdout is not None
+        end, searched, descriptor = time.monotonic() + seconds, 0, self._process.stdout.fileno()
+        while True:
+            found = self._prompt.search(
+                self._unread, max(0, searched - 200)
+            )  # a prompt may lie over two reads
+            if found:
+                break
+            searched = len(self._unread)
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                self.close()
+                raise NoAnswer(f"no answer in {seconds:g} s")
+            new = os.read(descriptor, 1 << 16)
+            if not new:
+                self.close()
+                raise ProverDied("the prover ended")
+            self._unread += new
+            if len(self._unread) > self._output_bytes:
+                self.close()
+                raise TooMuchOutput(f"it printed more than {self._output_bytes} bytes")
+        text = bytes(self._unread[: found.start()]).decode("utf-8", "replace")
+        prompt = self._prompt.match(bytes(self._unread[found.start() : found.end()]))
+        assert prompt is not None
+        del self._unread[: found.end()]
+        return text, prompt
+
+    def close(self) -> None:
+        """Kills it and removes its folder."""
+        end_group(self._process)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._folder.cleanup()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process that has run to its end, or was ended."""
+
+    code: int
+    output: str
+    timed_out: bool
+
+
+def run_bounded(
+    command: Sequence[str], folder: Path, seconds: float, memory_bytes: int, output_bytes: int
+) -> Finished:
+    """Runs a command in a folder; its output is cut after `output_bytes`.
+
+    Raises:
+        ProverDied: it cannot be started.
+    """
+    with tempfile.TemporaryFile() as output:
+        process = _start(
+            command,
+            folder,
+            memory_bytes,
+            stdin=subprocess.DEVNULL,
+            stdout=output.fileno(),
+            stderr=subprocess.STDOUT,
+        )
+        timed_out = False
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            end_group(process)
+        output.seek(0)
+        return Finished(process.returncode, output.read(output_bytes).decode("utf-8", "replace"), timed_out)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tactics from a checkpoint of this program: draws, the answers of all workers in one batch.
+
+The engine has no beam search; with `sample`, the paper's 32 candidates become 32 independent draws.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.checkpointing.inference import OpenedModel
+from megatron.neox_arguments.errors import ConfigError
+from megatron.text_generation import ModelSession, NewToken, Request, TextStream
+from tools.prove_parts.asking import STOP, Asking
+from tools.prove_parts.proposers import Candidate, TooLong, unique_best_first
+
+
+@dataclass
+class _Answer:
+    """One draw under way."""
+
+    stream: TextStream
+    logprob: float = 0.0
+    tokens: int = 0
+    is_done: bool = False
+
+
+class NativeModel:
+    """See `Proposer`. On rank 0 of the model's ranks; the others follow the session."""
+
+    def __init__(self, checkpoint: Path, opened: OpenedModel, session: ModelSession, asking: Asking) -> None:
+        self._checkpoint, self._opened, self._session, self._asking = checkpoint, opened, session, asking
+        self._lock = threading.Lock()
+        self._answers: dict[int, _Answer] = {}
+
+    def propose(self, goals: str) -> list[Candidate]:
+        """See `Proposer.propose`."""
+        asking, tokenizer = self._asking, self._opened.tokenizer
+        prompt_ids = tokenizer.encode(asking.prompt(goals))
+        numbers = []
+        with self._lock:
+            for number in range(asking.candidates):
+                request = Request(
+                    prompt_ids,
+                    asking.tactic_tokens,
+                    temperature=asking.temperature,
+                    top_p=asking.top_p,
+                    seed=asking.seed_of(goals, number),
+                    stop_ids=(tokenizer.eod_id,),
+                )
+                try:
+                    numbers.append(self._session.add(request))
+                except ConfigError as error:
+                    raise TooLong(str(error)) from None
+                self._answers[numbers[-1]] = _Answer(TextStream(tokenizer, prompt_ids, [STOP]))
+        while not self._step(numbers):
+            pass
+        with self._lock:
+            mine = [self._answers.pop(number) for number in numbers]
+        return unique_best_first(
+            [Candidate(answer.stream.text, answer.logprob / max(answer.tokens, 1)) for answer in mine]
+        )
+
+    def _step(self, numbers: list[int]) -> bool:
+        """Whether all of these are done; if not, one step for the answers of every worker."""
+        with self._lock:
+            if all(self._answers[number].is_done for number in numbers):
+                return True
+            for token in self._session.step():
+                self._take(token)
+            return False
+
+    def _take(self, token: NewToken) -> None:
+        answer = self._answers.get(token.request)
+        if answer is None or answer.is_done:  # of one that was ended by its text in the same step
+            return
+        answer.logprob += token.logprob
+        answer.tokens += 1
+        if token.finish_reason != "stop":
+            answer.stream.feed([token.token_id])
+        if answer.stream.stopped_by is not None:
+            answer.is_done = True
+            if token.finish_reason is None:
+                self._session.cancel(token.request)
+        elif token.finish_reason is not None:
+            answer.stream.finish()
+            answer.is_done = True
+
+    def settings(self) -> Mapping[str, Any]:
+        """See `Proposer.settings`."""
+        record = self._opened.record
+        return {
+            "proposer": "native",
+            "model": str(self._checkpoint),
+            "iteration": record.iteration,
+            "dtype": str(self._opened.built.config.params_dtype).removeprefix("torch."),
+            **self._asking.settings(),
+        }
+
+    def close(self) -> None:
+        """Lets the other ranks go."""
+        self._session.close()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which prover, where it lies and what it may use: options that all subcommands of tools/prove.py share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron.neox_arguments.errors import UserError
+from tools.prove_parts.provers import Limits, MakeChecker, MakeProver
+
+STEPPING = ("coq", "lean")
+CHECKING = (*STEPPING, "isabelle")
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a time above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e7:
+        raise argparse.ArgumentTypeError(f"{text}: is no number of seconds above 0")
+    return value
+
+
+def at_least(least: int):  # type: ignore[no-untyped-def]
+    """An argparse type: a whole number from `least` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    return number
+
+
+def add_prover_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]) -> None:
+    """Adds them; `make_prover` and `make_checker` read them."""
+    defaults = Limits()
+    prover = parser.add_argument_group("prover")
+    prover.add_argument("--prover", choices=choices, required=True)
+    prover.add_argument(
+        "--coq-bin", type=Path, metavar="FOLDER", help="where coqtop and coqc lie (default: on PATH)"
+    )
+    prover.add_argument(
+        "--coq-option", action="append", default=[], metavar="OPTION",
+        help="handed to coqtop and coqc, such as --coq-option='-R theories Lib'; may be repeated",
+    )  # fmt: skip
+    prover.add_argument(
+        "--lean-repl", type=Path, metavar="FOLDER", help="a built checkout of leanprover-community/repl"
+    )
+    prover.add_argument(
+        "--lean-project",
+        type=Path,
+        metavar="FOLDER",
+        help="a built Lean project whose libraries are imported",
+    )
+    prover.add_argument("--lake", type=Path, default=Path("lake"), metavar="PROGRAM", help="(default: lake)")
+    if "isabelle" in choices:
+        prover.add_argument(
+            "--isabelle-server",
+            metavar="NAME",
+            help="an Isabelle server that runs, as isabelle-client names it",
+        )
+    prover.add_argument(
+        "--allow-axiom", action="append", default=[], metavar="NAME",
+        help="full name of an axiom that proofs may rest on, beside the standard library's; may be repeated",
+    )  # fmt: skip
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--tactic-timeout", type=seconds, default=defaults.tactic_seconds, metavar="S",
+        help=f"seconds for one tactic (default: {defaults.tactic_seconds:g})",
+    )  # fmt: skip
+    limits.add_argument(
+        "--start-timeout", type=seconds, default=defaults.start_seconds, metavar="S",
+        help=f"seconds for a prover's start, imports included (default: {defaults.start_seconds:g})",
+    )  # fmt: skip
+    limits.add_argument(
+        "--check-timeout", type=seconds, default=defaults.check_seconds, metavar="S",
+        help=f"seconds for the replay of a whole proof (default: {defaults.check_seconds:g})",
+    )  # fmt: skip
+    limits.add_argument(
+        "--prover-memory-gib", type=at_least(1), default=defaults.memory_bytes >> 30, metavar="N",
+        help=f"address space of a prover's process (default: {defaults.memory_bytes >> 30})",
+    )  # fmt: skip
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits that the options say."""
+    return Limits(
+        tactic_seconds=args.tactic_timeout,
+        start_seconds=args.start_timeout,
+        check_seconds=args.check_timeout,
+        memory_bytes=args.prover_memory_gib << 30,
+    )
+
+
+def make_prover(args: argparse.Namespace) -> MakeProver:
+    """What starts provers that go step by step.
+
+    Raises:
+        UserError: it is not installed, or something of it is missing.
+    """
+    limits, axioms = limits_of(args), tuple(args.allow_axiom)
+    if args.prover == "coq":
+        from tools.prove_parts.coq import CoqProver, find_coq
+
+        programs = find_coq(args.coq_bin, args.coq_option)
+        return lambda: CoqProver(programs, limits, axioms)
+    if args.prover == "lean":
+        from tools.prove_parts.lean import LeanProver, find_lean
+
+        config = find_lean(args.lean_repl, args.lean_project, args.lake, limits)
+        return lambda: LeanProver(config, limits, axioms)
+    raise UserError(f"--prover={args.prover}: checks whole proofs only; use it with `prove.py whole`")
+
+
+def make_checker(args: argparse.Namespace) -> MakeChecker:
+    """What starts checkers of whole proofs.
+
+    Raises:
+        UserError: it is not installed, or something of it is missing.
+    """
+    if args.prover == "isabelle":
+        raise UserError("--prover=isabelle: is not built in yet; use coq or lean")
+    return make_prover(args)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of proof search: `settings.json`, and `proofs.jsonl`, a line a theorem, appended as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from eval_tasks.results.json_lines import Appender, read_lines
+from megatron.neox_arguments.errors import UserError, shown
+from megatron.neox_arguments.whole_files import write_whole
+from tools.prove_parts.provers import Theorem
+
+PROOFS, SETTINGS = "proofs.jsonl", "settings.json"
+
+# What each line has, and of which kind.
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "theorem": (str,), "statement": (str,), "proved": (bool,), "proof": (str, type(None)),
+    "seconds": (int, float), "expansions": (int,), "status": (str,), "tree": (list, type(None)),
+}  # fmt: skip
+
+
+def read_proofs(path: Path) -> dict[str, dict[str, Any]]:
+    """theorem → its line, in the order of the file; a half last line, which a kill leaves, is passed over.
+
+    Raises:
+        UserError: the file cannot be read, a line is broken, or a theorem has two lines.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number, line in read_lines(path):
+        for key, kinds in _KINDS.items():
+            if not isinstance(line.get(key), kinds) or (key not in line):
+                raise UserError(
+                    f"{path}:{number}: {key}={shown(line.get(key))}: is no {kinds[0].__name__}; repair or "
+                    "remove the line"
+                )
+        if found.setdefault(line["theorem"], line) is not line:
+            raise UserError(
+                f"{path}:{number}: theorem={line['theorem']}: is there twice; remove one of the lines"
+            )
+    return found
+
+
+class ProofRun:
+    """The folder of a run that writes: nobody else does meanwhile.
+
+    Attributes:
+        done: theorem → line, of the runs before this one.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+        """Begins a run or goes on with one.
+
+        Raises:
+            UserError: the folder holds a run with other settings, or another process writes to it.
+        """
+        self.folder = folder
+        path = folder / PROOFS
+        self._appender = Appender(path)
+        try:
+            if overwrite:
+                path.write_bytes(b"")
+                (folder / SETTINGS).unlink(missing_ok=True)
+            self._agree(settings)
+            self.done = read_proofs(path)
+        except OSError as error:
+            self.close()
+            raise UserError(
+                f"--output={folder}: cannot be written ({error}); choose another folder"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _agree(self, settings: Mapping[str, Any]) -> None:
+        path = self.folder / SETTINGS
+        plain = json.loads(json.dumps(settings))
+        if not path.exists():
+            if (self.folder / PROOFS).stat().st_size > 0:
+                raise UserError(
+                    f"--output={self.folder}: holds {PROOFS} without {SETTINGS}; choose another folder, or "
+                    "add --overwrite"
+                )
+            write_whole(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+            return
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); choose another folder, or add --overwrite"
+            ) from None
+        keys = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
+        if keys:
+            differing = ", ".join(
+                f"{key}={shown(before.get(key))} and now {shown(plain.get(key))}" for key in keys
+            )
+            raise UserError(
+                f"--output={self.folder}: was begun with other settings ({differing}); repeat those, choose "
+                "another folder, or add --overwrite"
+            )
+
+    def remaining(self, theorems: Iterable[Theorem]) -> list[Theorem]:
+        """Those without a line, in their order.
+
+        Raises:
+            UserError: one has a line with another statement.
+        """
+        left = []
+        for theorem in theorems:
+            line = self.done.get(theorem.name)
+            if line is None:
+                left.append(theorem)
+            elif line["statement"] != theorem.statement:
+                raise UserError(
+                    f"--output={self.folder}: has {theorem.name} with another statement; choose another "
+                    "folder, or add --overwrite"
+                )
+        return left
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Adds a line; it is on the disk when this returns."""
+        self._appender.append([line])
+
+    def close(self) -> None:
+        """Lets another process write."""
+        self._appender.close()

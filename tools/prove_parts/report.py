@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a proof search came to: how many of how many, with an interval, and how hard the proofs were."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from megatron.neox_arguments.whole_files import write_whole
+
+# Azerbayev et al. 2023 (Llemma), the table on formal mathematics: proofs by tactic search in Lean 4, percent
+# of the 244 of miniF2F's test split.
+PUBLISHED = {"Code Llama 7B": 20.49, "Code Llama 34B": 22.13, "Llemma 7B": 26.23, "Llemma 34B": 25.82}
+_PUBLISHED_ITEMS = 244
+
+
+def interval(successes: int, items: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share (Wilson 1927)."""
+    z = 1.959964
+    share, square = successes / items, z * z
+    middle = (share + square / (2 * items)) / (1 + square / items)
+    half = z * math.sqrt(share * (1 - share) / items + square / (4 * items * items)) / (1 + square / items)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def summary(task: str, lines: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `results.json`: shares with intervals, and what is usual among the proofs."""
+    proved = [line for line in lines if line["proved"]]
+    low, high = interval(len(proved), len(lines))
+    found: dict[str, Any] = {
+        "items": len(lines),
+        "samples_per_item": 1,
+        "metrics": {"proved": {"value": len(proved) / len(lines), "low": low, "high": high}},
+        "proved": len(proved),
+        "statuses": dict(Counter(line["status"] for line in lines).most_common()),
+        "rejected_proofs": sum(len(line.get("rejected") or []) for line in lines),
+        "seconds": round(sum(line["seconds"] for line in lines), 3),
+        **_comparison(lines, settings),
+    }
+    if proved:
+        found["proofs"] = {
+            "single_tactic": sum(len(line.get("tactics") or []) == 1 for line in proved),
+            "median_tactics": median(len(line.get("tactics") or []) for line in proved),
+            # As the paper's records count: 0 is a proof found at the first state that was expanded.
+            "median_expansions": median(max(0, line["expansions"] - 1) for line in proved),
+            "median_seconds": median(line["seconds"] for line in proved),
+        }
+    return {"tasks": {task: found}, "model": settings.get("model"), "settings": dict(settings)}
+
+
+def _comparison(lines: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the share may stand beside the published ones; a text says why not."""
+    if settings["prover"] != "lean":
+        return {"published": None, "comparable": f"nothing is published for {settings['prover']}"}
+    usual = {"candidates": 32, "tactic_tokens": 256, "max_expansions": 100, "theorem_seconds": 600.0}
+    other = [
+        f"{key} is {settings.get(key)}, theirs {value}"
+        for key, value in usual.items()
+        if settings.get(key) != value
+    ]
+    if settings.get("decoding") != "beam":
+        other.append(f"decoding is {settings.get('decoding')}, theirs beam")
+    if len(lines) != _PUBLISHED_ITEMS:
+        other.append(f"{len(lines)} theorems, theirs {_PUBLISHED_ITEMS}")
+    return {"published": PUBLISHED, "comparable": "; ".join(other) or True}
+
+
+def write_report(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes `results.json` and `results.md`.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    write_whole(folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / "results.md", as_markdown(content))
+
+
+def as_markdown(content: Mapping[str, Any]) -> str:
+    """The report as a page."""
+    lines = ["# Proofs", ""]
+    for task, found in content["tasks"].items():
+        share = found["metrics"]["proved"]
+        lines += [
+            f"{task}: {found['proved']} of {found['items']} proved, {100 * share['value']:.1f}% "
+            f"[{100 * share['low']:.1f}, {100 * share['high']:.1f}] (95%, Wilson), "
+            f"{found['seconds']:.0f} s of provers' time; {found['rejected_proofs']} refused at the replay.",
+            "",
+            "| Ended as | Theorems |",
+            "|---|---|",
+            *(f"| {status} | {count} |" for status, count in found["statuses"].items()),
+            "",
+        ]
+        if proofs := found.get("proofs"):
+            lines += [
+                f"Of the proofs, {proofs['single_tactic']} are a single tactic. Median: "
+                f"{proofs['median_tactics']:g} tactics, found after {proofs['median_expansions']:g} further "
+                f"expansions, {proofs['median_seconds']:.1f} s.",
+                "",
+            ]
+        if found["published"]:
+            row = ", ".join(f"{model} {value}%" for model, value in found["published"].items())
+            verdict = (
+                "comparable" if found["comparable"] is True else f"not comparable: {found['comparable']}"
+            )
+            lines += [f"Published, miniF2F test: {row} ({verdict}).", ""]
+    return "\n".join(lines)
