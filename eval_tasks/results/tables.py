@@ -98,6 +98,9 @@ def _percent(value: float | None) -> str:
 
 def _details(name: str, fields: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
+    if fields.get("grader_disagreements"):
+        count = fields["grader_disagreements"]
+        lines += ["", f"{name}: the two graders disagree on {count:,} samples: `disagreements_{name}.jsonl`."]
     curves = [metric for metric in fields["metrics"] if "@" in metric]
     if curves:
         by_k = sorted({int(metric.partition("@")[2]) for metric in curves})
