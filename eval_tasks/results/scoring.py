@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def score_folder(
     judge_programs: ProgramJudge | None = None,
     graders: Graders | None = None,
     tell: Tell = print,
+    left_out: Container[str] = (),
 ) -> dict[str, Any]:
     """Makes verdicts, votes, measures, tables and plots anew from the samples of a results folder.
 
@@ -60,6 +61,7 @@ def score_folder(
         judge_programs: runs model-written programs, for tasks that have some.
         graders: a pool that is open already (default: one of its own, with a process for each processor).
         tell: says in one line each what was measured.
+        left_out: tasks that another program judges.
 
     Returns:
         what `results.json` holds.
@@ -67,7 +69,7 @@ def score_folder(
     Raises:
         UserError: there are no samples, they are broken or incomplete, or a task is not known.
     """
-    tasks = {name: task_named(name) for name in tasks_in(folder)}
+    tasks = {name: task_named(name) for name in tasks_in(folder) if name not in left_out}
     if not tasks:
         raise UserError(f"{folder}: holds no samples_<task>.jsonl; give a folder that evaluate.py made")
     for name, task in list(tasks.items()):

@@ -101,8 +101,8 @@ def identity(choice: ModelChoice) -> dict[str, Any]:
         return {"name": choice.checkpoint}
     if choice.backend == "native":
         folder = native_folder(folder, choice.iteration)
-        return {"name": folder.name, "sha256": folder_digest(folder)}
-    return {"sha256": folder_digest(folder)}
+        return {"name": f"{folder.resolve().parent.name}/{folder.name}", "sha256": folder_digest(folder)}
+    return {"name": folder.resolve().name, "sha256": folder_digest(folder)}
 
 
 def native_folder(checkpoint: Path, iteration: int | None) -> Path:

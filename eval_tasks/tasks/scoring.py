@@ -16,6 +16,7 @@ from eval_tasks.answers.verdicts import judged, vote
 from eval_tasks.answers.votes import ballots
 from eval_tasks.answers.workers import Graders
 from eval_tasks.results.samples import Sample
+from megatron.neox_arguments.errors import UserError
 
 Doc = Mapping[str, Any]
 
@@ -38,6 +39,18 @@ def gsm8k_results(doc: Doc, results: Sequence[Any]) -> dict[str, float]:
 def choice_results(doc: Doc, results: Sequence[Any]) -> dict[str, float]:
     """The same for a letter."""
     return _results(MULTIPLE_CHOICE, doc, results)
+
+
+def process_results(doc: Doc, results: Sequence[Any]) -> dict[str, float]:
+    """Of tasks whose answers must be run to be judged: lm-eval's own command does not isolate programs.
+
+    Raises:
+        UserError: always, with what judges them.
+    """
+    raise UserError(
+        "this task is not scored by lm-eval's own command; evaluate.py runs programs in a sandbox, and "
+        "tools/prove.py whole checks proofs"
+    )
 
 
 def likelihood_results(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, tuple[float, int]]:

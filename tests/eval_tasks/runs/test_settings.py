@@ -39,6 +39,15 @@ def test_the_same_settings_go_on_and_other_tasks_join(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text())["tasks"] == {"math": MATH, "sat": SAT}
 
 
+def test_a_model_that_was_moved_is_the_same(tmp_path: Path) -> None:
+    kept(tmp_path, model={**MODEL, "name": "old"})
+    kept(tmp_path, model={**MODEL, "name": "new"})
+    server = {"url": "http://x/v1", "backend": "openai"}
+    kept(tmp_path / "other", model={**server, "name": "old"})
+    with pytest.raises(ConfigError, match="name=new: was old here"):
+        kept(tmp_path / "other", model={**server, "name": "new"})
+
+
 def test_each_change_is_named(tmp_path: Path) -> None:
     kept(tmp_path)
     write_samples(tmp_path)
