@@ -133,8 +133,8 @@ class AttemptRun(ProofRun):
             for key, kinds in _KINDS.items():
                 if not isinstance(line.get(key), kinds):
                     raise UserError(
-                        f"{path}:{number}: {key}={shown(line.get(key))}: is no {kinds[0].__name__}; repair or "
-                        "remove the line"
+                        f"{path}:{number}: {key}={shown(line.get(key))}: is no {kinds[0].__name__}; repair "
+                        "or remove the line"
                     )
             name = f"{line['theorem']} {line['round']} {line['sample']}"
             if found.setdefault(name, line) is not line:
