@@ -44,7 +44,7 @@ IMPORTS = (
     "megatron.data.blend",
     "megatron.data.tokenize_corpus",
     "megatron.launcher.plan",
-    "megatron.model.generation",
+    "megatron.text_generation",
     "megatron.monitoring.console",
     "megatron.monitoring.jsonl",
     "megatron.monitoring.plots",

@@ -314,15 +314,20 @@ def neox_to_hf(source: Path, output: Path, iteration: int | None = None) -> Path
 
     def write(unfinished: Path) -> None:
         huggingface.write_weights(unfinished, exported_tensors(folder, record))
-        base = folder / BASE_FILES
-        huggingface.copy_travelling(base, unfinished)
-        base_config = huggingface.read_json(base / "config.json") if (base / "config.json").is_file() else {}
-        config = huggingface.config_of(record, base_config)
-        write_whole(unfinished / "config.json", _json(config))
-        export_files.write_companions(unfinished, output.resolve().name, record, config)
+        write_all_but_weights(folder, record, unfinished, output.resolve().name)
 
     _write_whole(output, write)
     return folder
+
+
+def write_all_but_weights(folder: Path, record: CheckpointRecord, output: Path, name: str) -> None:
+    """The configuration, tokenizer and model card of an export called `name`, into a folder that is there."""
+    base = folder / BASE_FILES
+    huggingface.copy_travelling(base, output)
+    base_config = huggingface.read_json(base / "config.json") if (base / "config.json").is_file() else {}
+    config = huggingface.config_of(record, base_config)
+    write_whole(output / "config.json", _json(config))
+    export_files.write_companions(output, name, record, config)
 
 
 def _json(content: dict[str, Any]) -> str:

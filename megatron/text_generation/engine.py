@@ -86,6 +86,8 @@ class Engine:
         max_batch_sequences: int,
         max_cache_tokens: int,
         max_step_tokens: int | None = None,
+        reader: ModelReader | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Takes the memory of the cache: 2 x layers x local KV heads x head dimension x `max_cache_tokens`
         numbers of the model's dtype, and never more. The places of a sequence are those of the longest that
@@ -94,8 +96,8 @@ class Engine:
         assert max_cache_tokens > 0
         self.max_batch_sequences, self.max_cache_tokens = max_batch_sequences, max_cache_tokens
         self.max_step_tokens = max_step_tokens or MAX_STEP_TOKENS.get(backend.device.type, 1024)
-        self._reader = ModelReader(built, backend)
-        self._ranks = Ranks(backend)
+        self._reader = reader or ModelReader(built, backend)
+        self._ranks = ranks or Ranks(backend)
         self._cache = KVCache(self._reader, max_cache_tokens)
         self._tables = self._reader.rotary_tables(max_cache_tokens)
         self._next_number = 0

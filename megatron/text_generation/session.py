@@ -8,6 +8,7 @@ Rank 0 runs the program (a server, the harness, a prover) and calls `step` and `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from megatron.backend import Backend
@@ -19,19 +20,50 @@ from megatron.text_generation.requests import NewToken, Request
 from megatron.text_generation.scoring import Pair, Score, score
 
 
+@dataclass(frozen=True)
+class _Size:
+    """How large an engine is."""
+
+    max_batch_sequences: int
+    max_cache_tokens: int
+
+
 class ModelSession:
     """An engine and a scorer over one model."""
 
     def __init__(
-        self, built: BuiltModel, backend: Backend, *, max_batch_sequences: int, max_cache_tokens: int
+        self,
+        built: BuiltModel,
+        backend: Backend,
+        *,
+        max_batch_sequences: int = 0,
+        max_cache_tokens: int = 0,
     ) -> None:
+        """Takes the memory of a cache if its size is given; `open_engine` does it later, or anew."""
         self._built, self._backend = built, backend
         self._ranks = Ranks(backend)
         self._reader = ModelReader(built, backend)
-        self.engine = Engine(
-            built, backend, max_batch_sequences=max_batch_sequences, max_cache_tokens=max_cache_tokens
-        )
+        self._engine: Engine | None = None
         self._is_closed = False
+        if max_batch_sequences:
+            self._open(_Size(max_batch_sequences, max_cache_tokens))
+
+    def _open(self, size: _Size) -> None:
+        self._engine = None  # its memory goes before the next is taken
+        self._engine = Engine(
+            self._built,
+            self._backend,
+            max_batch_sequences=size.max_batch_sequences,
+            max_cache_tokens=size.max_cache_tokens,
+            reader=self._reader,
+            ranks=self._ranks,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, which is open."""
+        assert self._engine is not None, "open_engine comes first"
+        return self._engine
 
     @property
     def is_first(self) -> bool:
@@ -41,7 +73,16 @@ class ModelSession:
     @property
     def idle(self) -> bool:
         """Whether the engine has nothing to do."""
-        return self.engine.idle
+        return self._engine is None or self._engine.idle
+
+    def open_engine(self, *, max_batch_sequences: int, max_cache_tokens: int) -> None:
+        """A cache of another size; nothing is under way. On rank 0 only."""
+        assert self.idle, "requests are under way"
+        size = _Size(max_batch_sequences, max_cache_tokens)
+        if self._engine is None or size != _Size(
+            self._engine.max_batch_sequences, self._engine.max_cache_tokens
+        ):
+            self._open(self._ranks.share(size))
 
     def add(self, request: Request) -> int:
         """See `Engine.add`."""
@@ -71,10 +112,12 @@ class ModelSession:
         """
         assert not self.is_first, "rank 0 leads"
         while True:
-            word: str | list[Pair] = self._ranks.share(None)
+            word: str | _Size | list[Pair] = self._ranks.share(None)
             if word == "end":
                 return
-            if isinstance(word, str):
+            if isinstance(word, _Size):
+                self._open(word)
+            elif isinstance(word, str):
                 self.engine.step()
             else:
                 self._score(word)
@@ -91,6 +134,6 @@ class ModelSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error the other end may wait for something else; its end is told by ours.
-        if kind is None or issubclass(kind, (KeyboardInterrupt, SystemExit)):
+        # After an error the other ranks may be elsewhere than here; that this one ends is what they hear.
+        if kind is None:
             self.close()
