@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class OpenedForServing:
         families = ModelConfig.model_validate(record.model).families
         return {
             "size": count * {"float32": 4}.get(record.dtype, 2),
-            "digest": record.tokenizer_fingerprint,
+            "digest": hashlib.sha256(json.dumps(dataclasses.asdict(record)).encode()).hexdigest(),
             "details": {
                 "format": "native",
                 "family": families[0],

@@ -18,8 +18,9 @@ PATHS = ("/v1/completions", "/v1/chat/completions", "/api/generate")
 VALID: dict[str, dict[str, Any]] = {
     "/v1/completions": {
         "model": "llemma", "prompt": "x", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 5,
-        "n": 2, "seed": 1, "stop": ["a"], "stream": False, "stream_options": {"include_usage": True}, "logprobs": 2,
-        "echo": True, "best_of": None, "suffix": None, "logit_bias": {}, "user": "u",
+        "n": 2, "seed": 1, "stop": ["a"], "stream": False, "logprobs": 2,
+        "stream_options": {"include_usage": True}, "echo": True, "best_of": None, "suffix": None,
+        "logit_bias": {}, "user": "u",
     },
     "/v1/chat/completions": {
         "model": "llemma",

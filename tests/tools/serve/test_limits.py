@@ -253,6 +253,7 @@ def test_a_server_is_left_with_nothing_in_flight(server_with_answers: Running) -
 @pytest.fixture
 def server_with_answers() -> Any:
     with running(endless()) as server:
-        for content in (ASKED, {**ASKED, "n": 3, "stop": "...."}, {**ASKED, "stream": True}, {"prompt": []}):
-            server.post("/v1/completions", content)
+        changes: list[dict[str, Any]] = [{}, {"n": 3, "stop": "...."}, {"stream": True}, {"prompt": []}]
+        for change in changes:
+            server.post("/v1/completions", {**ASKED, **change})
         yield server
