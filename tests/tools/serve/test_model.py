@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/serve.py as a user starts it, on a small random Llama: against transformers, by lm-eval, on 2 ranks."""
+"""tools/serve.py as a user starts it, on a small random Llama: against transformers, by lm-eval, on ranks."""
 
 from __future__ import annotations
 
