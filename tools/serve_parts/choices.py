@@ -32,11 +32,6 @@ class Spelt:
     top: tuple[tuple[str, float], ...]
     offset: int = 0  # characters before it
 
-    @property
-    def length(self) -> int:
-        """Characters that it adds to a text."""
-        return 0 if self.text.startswith(_BY_ID) else len(self.text)
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -92,6 +87,7 @@ class Choice:
     index: int
     stream: TextStream
     texts: TokenTexts
+    lengths: TextStream | None = None  # of the same tokens, the prompt's too where they are echoed; no stops
     num_logprobs: int | None = None
     echo: str = ""  # what its first piece begins with
     asked_seconds: float = field(default_factory=time.monotonic)
@@ -100,7 +96,7 @@ class Choice:
     tokens: int = 0
     finish_reason: str | None = None
     _held: list[Spelt] = field(default_factory=list)
-    _length: int = 0  # characters of all tokens so far, as far as they are known
+    _length: int = 0  # characters of all tokens so far
 
     def take(self, token: NewToken) -> Piece | None:
         """The next token; returns what is certain now, None where nothing is."""
@@ -127,17 +123,17 @@ class Choice:
         if self.num_logprobs is not None:
             for one in token.prompt:
                 self._hold(self.texts.spell(one.token_id, one.logprob, one.top))
+        # A prompt's ids may read a little differently than the text that was asked with.
         self._length = len(self.echo)
         return self.echo
 
     def _hold(self, spelt: Spelt) -> None:
+        assert self.lengths is not None
         self._held.append(dataclasses.replace(spelt, offset=self._length))
-        self._length += spelt.length
+        self._length += len(self.lengths.feed([spelt.token_id]))
 
     def _release(self, new: str, finish_reason: str | None) -> Piece:
         self.text += new
-        # Tokens that are parts of a character have no length of their own.
-        self._length = max(self._length, len(self.text))
         self.finish_reason = finish_reason
         held, self._held = tuple(self._held), []
         return Piece(self.index, new, held, finish_reason)

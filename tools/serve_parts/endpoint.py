@@ -97,6 +97,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            self._engine.check_room(1)  # before a body is taken in that could not be answered
             wanted = await self._read(scope, receive)
             self._engine.check_room(wanted.count)
             job = self._engine.submit(wanted.requests(self._served.stop_ids))
@@ -152,11 +153,13 @@ class Endpoint:
 
     def _choices(self, wanted: Wanted) -> list[Choice]:
         """One for each sample, in the order of `wanted.requests`."""
+        tokenizer = self._served.tokenizer
         return [
             Choice(
                 place * wanted.samples + sample,
-                TextStream(self._served.tokenizer, prompt, wanted.stops),
+                TextStream(tokenizer, prompt, wanted.stops),
                 self._texts,
+                TextStream(tokenizer, () if wanted.echoes else prompt),
                 wanted.num_logprobs,
                 wanted.echoes[place] if wanted.echoes else "",
             )

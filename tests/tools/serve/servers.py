@@ -32,7 +32,7 @@ class ByteTokenizer:
     """An id a byte, so that most characters beyond ASCII are several tokens; 256 ends a document."""
 
     name, vocab_size, eod_id, fingerprint = "Bytes", 257, EOD, "bytes"
-    files: Sequence[Path] = ()
+    files: list[Path] = []  # noqa: RUF012
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

@@ -154,6 +154,16 @@ def test_echo_gives_the_prompt_its_likelihood_and_one_token_more(client: openai.
     assert nothing.usage.completion_tokens == 0
 
 
+def test_offsets_count_characters_where_tokens_are_parts_of_them(client: openai.OpenAI) -> None:
+    done = client.completions.create(
+        model="llemma", prompt="a∑𝔸b", max_tokens=6, logprobs=0, echo=True, temperature=0
+    )
+    [choice] = done.choices
+    assert choice.text == "a∑𝔸b naïv"
+    assert choice.logprobs is not None
+    assert choice.logprobs.text_offset == [0, *[1] * 3, *[2] * 4, 3, 4, 5, 6, *[7] * 2, 8]
+
+
 def test_the_end_of_a_document_is_a_token_though_no_text() -> None:
     with running(Scripted(lambda _: "")) as server:
         done = server.post(
