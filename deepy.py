@@ -124,7 +124,7 @@ def _check_options(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 def _has_own_command_line(script: Path) -> bool:
     """Whether a program is given what follows `--` and no run configuration."""
-    return script.name in ("evaluate.py", "generate.py", "preprocess_data.py")
+    return script.name in ("evaluate.py", "generate.py", "preprocess_data.py", "serve.py")
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
