@@ -7,7 +7,6 @@ and statistical inference"), which hold for few items and for accuracies near 0 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +14,16 @@ from typing import Any
 
 import orjson
 
+from eval_tasks.measures.intervals import wilson
+from eval_tasks.results.samples import iterate_samples, samples_file
 from megatron.neox_arguments.errors import UserError
 from tools.overlap_parts.items import Item
 
-Z_95 = 1.959963984540054  # of the normal distribution, two-sided
 # Where a result says whether it is right: ours, then lm-eval's metrics of tasks with one answer.
 CORRECT_KEYS = ("correct", "exact_match", "exact_match,none", "acc", "is_correct")
+# A verdict of evaluate.py has the texts of its item under these names, whatever the test set calls them.
+EVALUATED = "evaluate.py"
+EVALUATED_TEXTS = ("problem", "reference")
 ID_KEYS = ("doc_id", "id", "item", "index")
 
 
@@ -73,16 +76,6 @@ class Table:
         return {**asdict(self), "rows": rows, "interval": "Wilson score, 95%"}
 
 
-def wilson(right: int, of: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share of `of` > 0 trials."""
-    share, square = right / of, z * z
-    middle = (share + square / (2 * of)) / (1 + square / of)
-    reach = z / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of * of))
-    # At the ends the bound is exact; rounding would leave 1e-17 of it.
-    low = 0.0 if right == 0 else max(0.0, middle - reach)
-    return low, 1.0 if right == of else min(1.0, middle + reach)
-
-
 def table_of(
     files: Sequence[Path], items: Sequence[Item], key: str, level_key: str, metric: str | None, hit: set[Any]
 ) -> Table:
@@ -133,6 +126,7 @@ def _results(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
             lines = path.read_bytes().split(b"\n")
         except OSError as error:
             raise UserError(f"--results={path}: cannot be read ({error.strerror}); give JSONL") from None
+        about = _evaluated_items(path)
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -142,7 +136,29 @@ def _results(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise UserError(f"--results={path}:{number}: is not JSON ({error.msg}); repair it") from None
             if not isinstance(fields, dict):
                 raise UserError(f"--results={path}:{number}: is not a JSON object; give one a line")
-            yield f"{path}:{number}", fields
+            yield f"{path}:{number}", {**_of_item(about, fields), **fields}
+
+
+def _evaluated_items(path: Path) -> dict[str, dict[str, Any]]:
+    """What evaluate.py keeps of each item, in `samples_<task>.jsonl` beside its verdicts; else nothing."""
+    task = path.stem.removeprefix("verdicts_")
+    samples = samples_file(path.parent, task)
+    if task == path.stem or not samples.is_file():
+        return {}
+    return {
+        sample.item: {
+            EVALUATED: True,
+            "problem": sample.problem,
+            "reference": sample.reference,
+            "level": sample.level,
+        }
+        for sample in iterate_samples(samples)
+    }
+
+
+def _of_item(about: dict[str, dict[str, Any]], fields: dict[str, Any]) -> dict[str, Any]:
+    item = fields.get("item")
+    return about.get(item, {}) if isinstance(item, str) else {}
 
 
 def _nested(fields: dict[str, Any], key: str) -> Any:
@@ -156,9 +172,11 @@ def _nested(fields: dict[str, Any], key: str) -> Any:
 def _item_of(
     fields: dict[str, Any], key: str, by_text: dict[str, Item], by_id: dict[Any, Item]
 ) -> Item | None:
-    text = _nested(fields, key)
-    if isinstance(text, str):
-        return by_text.get(" ".join(text.split()))
+    keys = (key, *EVALUATED_TEXTS) if EVALUATED in fields else (key,)
+    texts = [text for key in keys if isinstance(text := _nested(fields, key), str)]
+    if texts:
+        found = (by_text.get(" ".join(text.split())) for text in texts)
+        return next((item for item in found if item is not None), None)
     for name in ID_KEYS:
         value = fields.get(name)
         if isinstance(value, (str, int)) and not isinstance(value, bool):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers: an answer that would take for ever, or all memory, or end its process, costs its own question only."""
+"""Workers: an answer that would take for ever, or all memory, or end its process, costs its own question."""
 
 from __future__ import annotations
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of results: intervals, pass@k, majority voting, comparison of two models."""

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts on anyone's generations: a JSONL file becomes a results folder, and where it says which
+generations are correct, how far both graders agree with that is told."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval_tasks.answers.workers import Graders
+from eval_tasks.results.json_lines import read_lines
+from eval_tasks.results.samples import Sample, SampleWriter, read_verdicts, verdicts_file
+from eval_tasks.results.scoring import ProgramJudge, Tell, score_folder
+from eval_tasks.results.task_table import Task, task_named
+from megatron.neox_arguments.errors import UserError
+
+_WRITTEN_TOGETHER = 1_024
+_TEXTS = ("problem", "reference", "generation")
+_SHOWN = 20  # differing lines that are named
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often a grader says what the file says; `differing` are the numbers of the other lines."""
+
+    grader: str
+    agreeing: int
+    of: int
+    differing: tuple[int, ...]
+
+    def __str__(self) -> str:
+        lines = ", ".join(map(str, self.differing[:_SHOWN])) + (", …" if len(self.differing) > _SHOWN else "")
+        where = f"; not on lines {lines}" if self.differing else ""
+        return f"{self.grader} agrees with `correct` on {self.agreeing:,} of {self.of:,}{where}"
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What results.json holds, and the agreement of each grader; none where the file has no `correct`."""
+
+    results: dict[str, Any]
+    agreements: list[Agreement]
+
+
+def rescore(
+    samples: Path,
+    task: str,
+    output: Path,
+    undo_html: bool = False,
+    *,
+    judge_programs: ProgramJudge | None = None,
+    graders: Graders | None = None,
+    tell: Tell = print,
+) -> Rescored:
+    """Judges the generations of a file by the rule of a task and writes a results folder for them.
+
+    Args:
+        samples: JSONL with `problem`, `generation`, `reference` and, by choice, `correct` (true or false),
+        `level`,
+            `subject`, and `item` with `sample`: without these each line is an item of its own, by its number.
+        task: whose rule decides.
+        output: a folder that is not there yet, or empty.
+        undo_html: the texts hold HTML entities (`&lt;`), which are undone first.
+        judge_programs: runs model-written programs, for tasks that have some.
+        graders: a pool that is open already (default: one of its own, with a process for each processor).
+        tell: says results and agreements, one line each.
+
+    Raises:
+        UserError: a line lacks a field, there is no such task, or the folder has something in it.
+    """
+    known = task_named(task)
+    if known.is_likelihood:
+        raise UserError(f"--task={task}: is measured by likelihood, not by answers; give a task with answers")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output={output}: is not empty; choose a new folder")
+    recorded: dict[tuple[str, int], tuple[int, bool]] = {}
+    read = _read(samples, task, known, html.unescape if undo_html else str, recorded)
+    first = next(read, None)
+    if first is None:
+        raise UserError(f"--rescore={samples}: holds no line; give JSONL with {', '.join(_TEXTS)}")
+    _write_samples(first, read, output, task)
+    results = score_folder(output, judge_programs=judge_programs, graders=graders, tell=tell)
+    agreements = _agreements(known, recorded, output, task)
+    for agreement in agreements:
+        tell(str(agreement))
+    return Rescored(results, agreements)
+
+
+def _write_samples(first: Sample, rest: Iterator[Sample], output: Path, task: str) -> None:
+    """Copies the samples, a block at a time; a file that turns out to be broken leaves nothing."""
+    made = not output.exists()
+    try:
+        with SampleWriter(output, task) as writer:
+            block = [first]
+            for sample in rest:
+                block.append(sample)
+                if len(block) == _WRITTEN_TOGETHER:
+                    writer.append(block)
+                    block = []
+            writer.append(block)
+    except UserError:
+        for path in output.glob("samples_*.jsonl"):
+            path.unlink()
+        if made and output.is_dir():
+            output.rmdir()
+        raise
+
+
+def _read(
+    path: Path,
+    task: str,
+    known: Task,
+    plain: Callable[[str], str],
+    recorded: dict[tuple[str, int], tuple[int, bool]],
+) -> Iterator[Sample]:
+    lines: dict[tuple[str, int], int] = {}
+    for number, fields in read_lines(path):
+        where = f"--rescore={path}:{number}"
+        for name in _TEXTS:
+            if not isinstance(fields.get(name), str):
+                raise UserError(f"{where}: has no text under {name!r}; give {', '.join(_TEXTS)}")
+        if known.rule is not None and known.rule.reference(plain(fields["reference"])) is None:
+            raise UserError(
+                f"{where}: reference={fields['reference']!r:.80}: holds no answer for the rule "
+                f"{known.rule.name!r}; repair the line, or give another --task"
+            )
+        item, at = _key(fields, number, where)
+        if lines.setdefault((item, at), number) != number:
+            raise UserError(
+                f"{where}: item={item} sample={at}: stands in line {lines[item, at]} too; number the samples "
+                "of an item with `sample`"
+            )
+        correct = fields.get("correct")
+        if correct is not None:
+            if not isinstance(correct, bool):
+                raise UserError(f"{where}: correct={correct!r:.80}: is not true or false; repair the line")
+            recorded[item, at] = (number, correct)
+        level, subject = fields.get("level"), fields.get("subject")
+        yield Sample(
+            task, item, at, plain(fields["problem"]), plain(fields["reference"]),
+            level if isinstance(level, int) and not isinstance(level, bool) else None,
+            subject if isinstance(subject, str) else None,
+            generation=plain(fields["generation"]),
+        )  # fmt: skip
+
+
+def _key(fields: dict[str, Any], number: int, where: str) -> tuple[str, int]:
+    item, at = fields.get("item"), fields.get("sample", 0)
+    if item is None:
+        return str(number), 0
+    if (
+        not isinstance(item, (str, int))
+        or not isinstance(at, int)
+        or isinstance(item, bool)
+        or isinstance(at, bool)
+    ):
+        raise UserError(
+            f"{where}: item={item!r:.80} sample={at!r:.80}: are not a name and a number; repair the line"
+        )
+    return str(item), at
+
+
+def _agreements(
+    task: Task, recorded: dict[tuple[str, int], tuple[int, bool]], output: Path, name: str
+) -> list[Agreement]:
+    """Of the task's rule, and of math-verify where it judges such answers."""
+    if not recorded:
+        return []
+    verdicts = read_verdicts(verdicts_file(output, name))
+    graders = {"the paper's rule": "correct"}
+    if task.rule is not None and task.rule.math_verify:
+        graders["math-verify"] = "math_verify"
+    found = []
+    for words, attribute in graders.items():
+        differing = tuple(
+            number
+            for key, (number, correct) in recorded.items()
+            if getattr(verdicts[key], attribute) != correct
+        )
+        found.append(Agreement(words, len(recorded) - len(differing), len(recorded), differing))
+    return found
