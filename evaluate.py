@@ -55,7 +55,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list-tasks", action="store_true", help="show all tasks and end")
     _model_options(parser)
     _task_options(parser)
-    offline = parser.add_argument_group("without a model")
+    offline = parser.add_argument_group("scoring, without a model")
     offline.add_argument(
         "--rescore", type=Path, metavar="PATH",
         help="score again: a results folder, or anyone's generations in JSONL (problem, generation, "
@@ -63,6 +63,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     offline.add_argument("--task", metavar="NAME", help="with --rescore FILE: whose rule is used")
     offline.add_argument("--html", action="store_true", help="with --rescore FILE: undo HTML entities first")
+    offline.add_argument(
+        "--unsafe-programs",
+        action="store_true",
+        help="run model-written programs without isolation where there is none: on a machine you can lose",
+    )
     offline.add_argument(
         "--compare", nargs=2, type=Path, metavar="DIR", help="two results folders, item by item"
     )
@@ -171,7 +176,9 @@ def _checked(options: argparse.Namespace, ranks: int) -> tuple[Asked, ModelChoic
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    ranks, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    ranks, rank = (
+        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"))
+    )
     try:
         asked, choice = _checked(options, ranks)
     except UserError as error:
@@ -191,6 +198,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         _make(asked, choice, left, ranks)
     else:
         _tell("all samples are here")
+    from eval_tasks.runs.offline import score
+
+    print(score(asked.folder, options.unsafe_programs, _tell), end="")
 
 
 def _make(asked: Asked, choice: ModelChoice, left: list[TaskPlan], ranks: int) -> None:
@@ -224,6 +234,32 @@ def _follow(choice: ModelChoice, ranks: int) -> None:
         raise
 
 
+def _rescore(options: argparse.Namespace) -> None:
+    """Scores a results folder anew, or a file of generations."""
+    from eval_tasks.runs.offline import score, score_file
+
+    problems = []
+    is_file = options.rescore.is_file()
+    for name, remedy in (("task", "name the task whose rule is used"), ("output", "give a new folder")):
+        if is_file and not getattr(options, name):
+            problems.append(Problem(f"--{name}", None, "is not set, and --rescore FILE needs it", remedy))
+    for name in ("checkpoint", "tasks", "data", "limit", "k", "overwrite"):
+        if getattr(options, name):
+            word = "CHECKPOINT" if name == "checkpoint" else f"--{name}"
+            problems.append(Problem(word, None, "does not go with --rescore", "leave it out"))
+    for name in ("task", "output", "html"):
+        if not is_file and getattr(options, name):
+            problems.append(Problem(f"--{name}", None, "goes with --rescore FILE", "leave it out"))
+    if problems:
+        raise ConfigError(problems)
+    if is_file:
+        score_file(
+            options.rescore, options.task, options.output, options.html, options.unsafe_programs, print
+        )
+    else:
+        print(score(options.rescore, options.unsafe_programs, _tell), end="")
+
+
 def _silence() -> None:
     """Leaves the floor to our own lines: one bar for documents and one a batch say less."""
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -242,9 +278,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(listing())
     elif options.compare is not None:
-        raise UserError("--compare: not yet")
+        from eval_tasks.runs.offline import compare
+
+        print(compare(*options.compare))
     elif options.rescore is not None:
-        raise UserError("--rescore: not yet")
+        _rescore(options)
     else:
         _evaluate(options)
 

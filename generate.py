@@ -10,8 +10,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron.neox_arguments import UserError, exit_on_user_error
+
+if TYPE_CHECKING:
+    from megatron.checkpointing.inference import OpenedModel
+    from megatron.text_generation import ModelSession, Request
+
+# Prompts that are continued at a time; more of them wait.
+MAX_BATCH = 32
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -67,33 +75,48 @@ def _check(options: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def _write(opened, prompt: str, options: argparse.Namespace) -> tuple[str, int]:  # type: ignore[no-untyped-def]
-    """Returns the prompt's continuation, and the number of new tokens."""
-    from megatron.model.generation import Sampling, generate
+def _requests(opened: OpenedModel, prompts: Sequence[str], options: argparse.Namespace) -> list[Request]:
+    """What is asked of the engine, one request a prompt; each has a seed of its own."""
+    from megatron.text_generation import Request
 
     tokenizer = opened.tokenizer
-    # A document starts after an end of document in training; an empty prompt does here too.
-    prompt_ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
-    sampling = Sampling(options.temperature, options.top_p, options.seed)
-    new_ids: list[int] = []
-    start = tokenizer.decode(prompt_ids)
-    text = ""
-    stream = generate(
-        opened.built,
-        opened.backend,
-        prompt_ids,
-        options.max_new_tokens,
-        sampling,
-        lambda token: token == tokenizer.eod_id,
-    )
-    for token in stream:
-        new_ids.append(token)
-        # Decoded with the prompt: a piece's leading space depends on what stands before it.
-        text = tokenizer.decode(prompt_ids + new_ids)[len(start) :]
-        ends = [position for stop in options.stop if (position := text.find(stop)) >= 0]
-        if ends:
-            return text[: min(ends)], len(new_ids)
-    return text, len(new_ids)
+    return [
+        Request(
+            # A document starts after an end of document in training; an empty prompt does here too.
+            prompt_ids=tokenizer.encode(prompt) or [tokenizer.eod_id],
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed + place,
+            stop_ids=(tokenizer.eod_id,),
+        )
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def _write(
+    session: ModelSession, opened: OpenedModel, requests: Sequence[Request], stops: Sequence[str]
+) -> tuple[list[str], int]:
+    """Returns what follows each prompt, and the number of new tokens."""
+    from megatron.text_generation import TextStream
+
+    batch, longest = min(len(requests), MAX_BATCH), max(request.most_tokens for request in requests)
+    session.open_engine(max_batch_sequences=batch, max_cache_tokens=batch * longest)
+    streams = {
+        session.add(request): TextStream(opened.tokenizer, request.prompt_ids, stops) for request in requests
+    }
+    tokens = 0
+    while not session.idle:
+        for token in session.step():
+            stream = streams[token.request]
+            if token.finish_reason != "stop":
+                tokens += 1
+                stream.feed([token.token_id])
+            if token.finish_reason is not None:
+                stream.finish()
+            elif stream.stopped_by is not None:
+                session.cancel(token.request)
+    return [stream.text for stream in streams.values()], tokens
 
 
 @exit_on_user_error
@@ -103,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron.backend import initialize, shut_down
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
+    from megatron.text_generation import ModelSession
     from megatron.trainer.telling import speaks
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -117,13 +141,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if backend.is_main:
             print(opened.period.describe(opened.record.model["head_dim"]), file=sys.stderr)
-        for prompt in prompts:
+        session = ModelSession(opened.built, backend)
+        if not backend.is_main:
+            session.follow()
+            return
+        with session:
             started = time.perf_counter()
-            text, tokens = _write(opened, prompt, options)
+            texts, tokens = _write(session, opened, _requests(opened, prompts, options), options.stop)
             seconds = time.perf_counter() - started
-            if backend.is_main:
-                print(prompt + text, flush=True)
-                print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+        for prompt, text in zip(prompts, texts, strict=True):
+            print(prompt + text, flush=True)
+        print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
     except UserError as error:
         if not speaks(error):
             raise SystemExit(error.exit_code) from None

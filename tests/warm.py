@@ -44,7 +44,7 @@ IMPORTS = (
     "megatron.data.blend",
     "megatron.data.tokenize_corpus",
     "megatron.launcher.plan",
-    "megatron.model.generation",
+    "megatron.text_generation",
     "megatron.monitoring.console",
     "megatron.monitoring.jsonl",
     "megatron.monitoring.plots",
@@ -54,6 +54,8 @@ IMPORTS = (
     "torch.utils.tensorboard",
     "transformers.models.llama.modeling_llama",
 )
+# The harness, where it is installed (requirements/requirements-eval.txt).
+OPTIONAL_IMPORTS = ("lm_eval.tasks", "lm_eval.models.huggingface")
 
 # The executable: small, because it is started for every rank, and with modules of the bare interpreter only.
 CLIENT = """#!{python} -ISE
@@ -111,6 +113,9 @@ def serve(address: str) -> dict[str, Any] | None:
     """Forks for each client; returns the client's request in a fork, and None when the work is over."""
     for name in IMPORTS:
         importlib.import_module(name)
+    for name in OPTIONAL_IMPORTS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)

@@ -46,7 +46,8 @@ class Completions(LocalCompletionsAPI):
             num_concurrent=concurrent,
             max_length=1 << 30,  # the server refuses what is too long
             timeout=timeout_seconds,
-            header={"Authorization": f"Bearer {key}"} if key else {},
+            # Never empty: lm-eval would then send the key of OPENAI_API_KEY, whose ever server this is.
+            header={"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
         )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:

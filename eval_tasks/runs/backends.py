@@ -53,23 +53,14 @@ def kind_of(checkpoint: str) -> str | None:
 
 def choice_problems(choice: ModelChoice, ranks: int) -> Iterator[Problem]:
     """What is wrong with a choice, without loading anything."""
-    found = kind_of(choice.checkpoint)
     if choice.backend == "openai":
         if not (choice.base_url or "").startswith(("http://", "https://")):
             remedy = "give the part before /completions, as in --base-url http://127.0.0.1:8000/v1"
             yield Problem("--base-url", choice.base_url, "is no http URL, and --backend openai needs one", remedy)
-    elif choice.base_url is not None:
-        yield Problem("--base-url", choice.base_url, "goes with --backend openai", "leave one out")
-    elif choice.backend == "native" and found != "native":
-        constraint = "holds no checkpoint of this program"
-        yield Problem("CHECKPOINT", choice.checkpoint, constraint, "give a save folder or a global_stepN folder")
-    elif choice.backend in ("hf", "vllm") and found != "hf":
-        if Path(choice.checkpoint).exists() or not _HUB_NAME.fullmatch(choice.checkpoint):
-            constraint = "is a checkpoint of this program" if found == "native" else "holds no model"
-            remedy = "give a save folder, a global_stepN folder, a Hugging Face folder or a name at the hub"
-            if found == "native":
-                remedy = "take --backend native, or convert it with tools/convert_checkpoint.py neox-to-hf"
-            yield Problem("CHECKPOINT", choice.checkpoint, constraint, remedy)
+    else:
+        if choice.base_url is not None:
+            yield Problem("--base-url", choice.base_url, "goes with --backend openai", "leave one out")
+        yield from _folder_problems(choice)
     if choice.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         yield Problem("--backend", "vllm", "vllm is not installed", "pip install vllm, or take --backend hf")
     if ranks > 1 and choice.backend != "native":
@@ -85,6 +76,22 @@ def choice_problems(choice: ModelChoice, ranks: int) -> Iterator[Problem]:
         yield Problem("--dtype", choice.dtype, "is the server's choice", "leave it out")
 
 
+def _folder_problems(choice: ModelChoice) -> Iterator[Problem]:
+    found = kind_of(choice.checkpoint)
+    if found == ("native" if choice.backend == "native" else "hf"):
+        return
+    if choice.backend != "native" and not Path(choice.checkpoint).exists():
+        if _HUB_NAME.fullmatch(choice.checkpoint):
+            return
+    constraint = {"native": "is a checkpoint of this program", "hf": "is a Hugging Face folder"}
+    remedy = {
+        "native": "take --backend native, or convert it with tools/convert_checkpoint.py neox-to-hf",
+        "hf": "take --backend hf, or convert it with tools/convert_checkpoint.py hf-to-neox",
+        None: "give a save folder, a global_stepN folder, a Hugging Face folder or a name at the hub",
+    }
+    yield Problem("CHECKPOINT", choice.checkpoint, constraint.get(found or "", "holds no model"), remedy[found])
+
+
 def identity(choice: ModelChoice) -> dict[str, Any]:
     """What makes results of one folder those of one model, however the folder is called."""
     if choice.backend == "openai":
@@ -94,8 +101,8 @@ def identity(choice: ModelChoice) -> dict[str, Any]:
         return {"name": choice.checkpoint}
     if choice.backend == "native":
         folder = native_folder(folder, choice.iteration)
-        return {"name": folder.name, "sha256": folder_digest(folder)}
-    return {"sha256": folder_digest(folder)}
+        return {"name": f"{folder.resolve().parent.name}/{folder.name}", "sha256": folder_digest(folder)}
+    return {"name": folder.resolve().name, "sha256": folder_digest(folder)}
 
 
 def native_folder(checkpoint: Path, iteration: int | None) -> Path:
@@ -152,7 +159,7 @@ def native_model(choice: ModelChoice, ranks: int) -> Iterator[Model | None]:
             yield None
         else:
             with lm:
-                yield Model(lm, CALLS * choice.batch_size, True)
+                yield Model(lm, CALLS * choice.batch_size, True, call_options=QUIET)
     finally:
         shut_down()
 

@@ -74,6 +74,12 @@ class TaskEntry:
         """Whether tokens are drawn."""
         return bool(self.generation.get("do_sample"))
 
+    @property
+    def is_proof(self) -> bool:
+        """Whether a proof assistant judges what is written: tools/prove.py whole does, from the samples."""
+        function = self.first["doc_to_text"]
+        return isinstance(function, Function) and function.folder.name == "proofs"
+
 
 @functools.cache
 def catalogue() -> dict[str, TaskEntry]:

@@ -24,6 +24,8 @@ FORMAT = 1
 class Settings:
     """`model` is what all tasks of a folder share; `tasks` what each has of its own. JSON values throughout.
 
+    The model's `name` may change where its `sha256` stays: it is a folder's, which may be moved.
+
     Names in `told` are for readers and may differ from one start to the next.
     """
 
@@ -99,7 +101,7 @@ def _changes(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     return [
         Problem(f"{prefix}{name}", now.get(name, "none"), f"was {_words(before.get(name))} here", remedy)
         for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and not (name == "name" and "sha256" in now)
     ]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deepy.py with programs that are no runs: generate.py, tools/preprocess_data.py.
+"""deepy.py with programs that are no runs: generate.py, evaluate.py, tools/preprocess_data.py.
 
 They take what follows `--` as their own command line. The YAML files, if any, say only where they run; keys
-of runs may stand there. generate.py gets one rank, or as many as num_gpus or cpu_ranks say;
+of runs may stand there. generate.py and evaluate.py get one rank, or as many as num_gpus or cpu_ranks say;
 preprocess_data.py is one process, which starts its own workers, or as many as cpu_ranks says, one a node.
 """
 

@@ -185,15 +185,10 @@ class CoreAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> torch.Tensor:
-        """Returns [S, B, H * D].
-
-        With a KV cache megatron-core passes `no_mask` for the tokens after the prompt: one query token
-        sees all T keys.
-        """
+        """Returns [S, B, H * D]."""
         assert attention_bias is None
         assert packed_seq_params is None
-        is_causal = q_SBHD.size(0) == k_TBKD.size(0) and q_SBHD.size(0) > 1
-        assert is_causal or q_SBHD.size(0) == 1, "a KV cache is extended by one token at a time"
+        assert q_SBHD.size(0) == k_TBKD.size(0), "with a KV cache a model is read by model/reading.py"
         dropout = self.dropout if self.training else 0.0
-        out_SBHD = self.choice.kernel(q_SBHD, k_TBKD, v_TBKD, is_causal, self.softmax_scale, dropout)
+        out_SBHD = self.choice.kernel(q_SBHD, k_TBKD, v_TBKD, True, self.softmax_scale, dropout)
         return out_SBHD.flatten(2)

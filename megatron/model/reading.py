@@ -55,8 +55,7 @@ class _Layer:
 class ModelReader:
     """What a model says after tokens. Every tensor parallel rank calls it with the same arguments.
 
-    Weights are used where they lie: a change of the model shows here. Only where there are fewer KV heads
-    than ranks has each rank a copy of its rows of queries, keys and values.
+    Weights are used where they lie: a change of the model shows here.
     """
 
     def __init__(self, built: BuiltModel, backend: Backend) -> None:
@@ -69,7 +68,8 @@ class ModelReader:
         self.group = parallel_state.get_tensor_model_parallel_group()
         self.layers_count = config.num_layers
         self.head_dim = config.kv_channels
-        self.kv_heads = max(1, config.num_query_groups // self.ranks)
+        assert config.num_query_groups % self.ranks == 0, "a KV head lies on one rank"
+        self.kv_heads = config.num_query_groups // self.ranks
         self.queries_of_head = config.num_attention_heads // self.ranks // self.kv_heads
         self.vocab_size = built.vocab_size
         self._embedding = llama.embedding.word_embeddings.weight
@@ -82,15 +82,15 @@ class ModelReader:
         self.ids_here = min(max(0, built.vocab_size - self.first_id), len(self._output))
         self._final_norm: Norm = llama.decoder.final_layernorm
         self._inverse_frequencies = llama.rotary_pos_emb.inv_freq.float()
-        self._layers = [self._read_layer(layer, config) for layer in llama.decoder.layers]
+        self._layers = [self._read_layer(layer) for layer in llama.decoder.layers]
 
-    def _read_layer(self, layer: Any, config: Any) -> _Layer:
+    @staticmethod
+    def _read_layer(layer: Any) -> _Layer:
         attention, mlp = layer.self_attention, layer.mlp
-        bias = attention.linear_qkv.bias
         return _Layer(
             before_attention=_norm(layer.input_layernorm),
-            qkv=self._own_rows(attention.linear_qkv.weight, config),
-            qkv_bias=None if bias is None else self._own_rows(bias, config),
+            qkv=attention.linear_qkv.weight,
+            qkv_bias=attention.linear_qkv.bias,
             query_norm=_norm(attention.q_layernorm),
             key_norm=_norm(attention.k_layernorm),
             projection=attention.linear_proj.weight,
@@ -100,25 +100,6 @@ class ModelReader:
             down=mlp.linear_fc2.weight,
             after_mlp=getattr(mlp.linear_fc2, "post_norm", None),
         )
-
-    @torch.no_grad()
-    def _own_rows(self, cut: torch.Tensor, config: Any) -> torch.Tensor:
-        """Rows of this rank's queries, keys and values; with fewer KV heads than ranks they lie on several.
-
-        Rows of a KV head lie together: its queries, its key, its value.
-        """
-        heads: int = config.num_query_groups
-        if heads >= self.ranks:
-            return cut
-        parts = [torch.empty_like(cut) for _ in range(self.ranks)]
-        dist.all_gather(parts, cut.detach().contiguous(), group=self.group)
-        queries = config.num_attention_heads // heads
-        whole = torch.cat(parts).view(heads, queries + 2, self.head_dim, *cut.shape[1:])
-        ranks_of_head = self.ranks // heads
-        own_head = whole[self.rank // ranks_of_head]
-        first = self.rank % ranks_of_head * self.queries_of_head
-        own = torch.cat([own_head[first : first + self.queries_of_head], own_head[queries:]])
-        return own.flatten(0, 1)
 
     def rotary_tables(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of positions 0 … positions - 1, each [positions, D].

@@ -3,6 +3,7 @@
 
 A character may be several tokens, and what a token reads as may depend on the one before it (a piece's
 leading space). So new ids are decoded together with a few before them, and what they add is the difference.
+Those begin with a whole character: decoders write nothing but replacements for a row of bytes that does not.
 Text that may still become another, or the beginning of a stop text, is held back.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from megatron.tokenizer.interface import Tokenizer
 
-# Ids before the first new one that it is decoded with.
+# As many ids before the first new one, at least, are decoded with it.
 CONTEXT_IDS = 8
 # What decoders write for bytes that are no character, or not yet.
 REPLACEMENT = "\ufffd"
@@ -30,8 +31,9 @@ class TextStream:
         """`stops` are texts that end the answer before themselves."""
         self._tokenizer = tokenizer
         self._stops = [stop for stop in stops if stop]
-        self._ids = list(prompt_ids[-CONTEXT_IDS:])
-        self._decoded = len(self._ids)  # ids before this one have given their text
+        self._ids = _end_of(prompt_ids, tokenizer)
+        # Where a whole character begins; ids before the last of these places have given their text.
+        self._boundaries = [0, len(self._ids)]
         self._held = ""
         self.text = ""
         self.stopped_by: str | None = None
@@ -50,12 +52,14 @@ class TextStream:
         return self._give(self._new_text(is_last=True), is_last=True)
 
     def _new_text(self, is_last: bool) -> str:
-        before = self._tokenizer.decode(self._ids[: self._decoded])
+        before = self._tokenizer.decode(self._ids[: self._boundaries[-1]])
         after = self._tokenizer.decode(self._ids)
         if after.endswith(REPLACEMENT) and not is_last:
             return ""
-        self._ids = self._ids[-CONTEXT_IDS:]
-        self._decoded = len(self._ids)
+        self._boundaries.append(len(self._ids))
+        unneeded = max(place for place in self._boundaries if place <= max(0, len(self._ids) - CONTEXT_IDS))
+        self._ids = self._ids[unneeded:]
+        self._boundaries = [place - unneeded for place in self._boundaries if place >= unneeded]
         return after[len(before) :]
 
     def _give(self, new: str, is_last: bool) -> str:
@@ -70,6 +74,14 @@ class TextStream:
             certain, self._held = text[: len(text) - held], text[len(text) - held :]
         self.text += certain
         return certain
+
+
+def _end_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """The last ids that begin with a whole character, `CONTEXT_IDS` of them or a few more."""
+    for count in range(CONTEXT_IDS, len(ids)):
+        if not tokenizer.decode(ids[-count:]).startswith(REPLACEMENT):
+            return list(ids[-count:])
+    return list(ids)
 
 
 def _overlap(text: str, stop: str) -> int:

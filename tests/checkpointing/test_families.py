@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from megatron.checkpointing.record import CheckpointRecord
 from megatron.neox_arguments.config import ModelConfig
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.model import FAMILIES
-from tests.llamas import save_hf_llama
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
@@ -147,37 +145,6 @@ def test_a_model_from_scratch_is_written_as_its_family(family: str) -> None:
         assert config.get("eos_token_id") == base.get("eos_token_id")
         assert "use_magic" not in config
         assert AutoConfig.for_model(**config).num_hidden_layers == 2
-
-
-@pytest.fixture(scope="module")
-def backend() -> Iterator[Any]:
-    from megatron.backend import initialize, shut_down
-    from megatron.neox_arguments.config import ParallelConfig
-
-    yield initialize(ParallelConfig(), seed=0)
-    shut_down()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_continued_as_transformers_continues_it(tmp_path: Path, backend: Any, family: str) -> None:
-    """One token at a time, with the keys and values of the tokens before it kept."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from megatron.checkpointing.convert import hf_to_neox
-    from megatron.checkpointing.inference import open_model
-    from megatron.model.generation import Sampling, generate
-
-    prompt, new_tokens = [3, 7, 200, 4], 16
-    save_hf_llama(tmp_path / "hf", family=family, initializer_range=0.2)
-    hf_to_neox(tmp_path / "hf", tmp_path / "neox", 1)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    expected = theirs.generate(
-        torch.tensor([prompt]), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
-    )[0, len(prompt) :].tolist()
-    assert len(set(expected)) > 4, "a text that says more than one word"
-    opened = open_model(tmp_path / "neox", backend)
-    assert list(generate(opened.built, backend, prompt, new_tokens, Sampling(), lambda _: False)) == expected
 
 
 def test_the_base_model_says_which_of_two_equal_families_it_is() -> None:

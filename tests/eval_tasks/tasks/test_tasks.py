@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval_tasks.runs.catalogue import FOLDER, catalogue
+from eval_tasks.runs.catalogue import FOLDER, catalogue, resolved
 from eval_tasks.runs.local_data import LocalFile
 from eval_tasks.runs.requests import Item, items_of
 from megatron.neox_arguments.errors import UserError
@@ -170,3 +171,35 @@ def test_without_the_hub_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError, match=r"openai/gsm8k cannot be had from the hub .*--data"):
         items_of(catalogue()["llemma_gsm8k"], None, None, 1024)
+
+
+@pytest.mark.parametrize(("task", "row", "right", "wrong"), [
+    ("llemma_math", MATH_ROWS[3], "Final Answer: The final answer is $0.5$.",
+     "Final Answer: The final answer is $2$."),
+    ("llemma_gsm8k", {"question": "?", "answer": "#### 1,200"},
+     "So. The answer is 1200.", "The answer is 12."),
+    ("llemma_sat", {"Question": "Which?", "Possible Answers": "A) 1 B) 2", "Answer": "B"},
+     "Final Answer: The final answer is (B).", "Final Answer: The final answer is (A)."),
+    ("llemma_ocwcourses", {"problem": "?", "solution": "$\\boxed{0.5}$"},
+     "Final answer: The final answer is $\\frac{1}{2}$.", "Final answer: The final answer is 7."),
+])  # fmt: skip
+def test_lm_evals_own_command_scores_by_the_same_rules(
+    task: str, row: dict[str, Any], right: str, wrong: str, tmp_path: Path
+) -> None:
+    (item,) = items(task, [row], tmp_path)
+    process = resolved(catalogue()[task].first)["process_results"]
+    assert process(item.doc, [right]) == {"correct": 1.0}
+    assert process(item.doc, [wrong]) == {"correct": 0.0}
+    # take_first_k leaves all samples in one list: the majority decides, invalid ones do not vote.
+    assert process(item.doc, [[wrong, right, "none", right]]) == {"correct": 1.0}
+    assert process(item.doc, [["none", "neither"]]) == {"correct": 0.0}
+
+
+def test_lm_eval_makes_a_perplexity_per_byte(tmp_path: Path) -> None:
+    from lm_eval.api.metrics import weighted_perplexity
+
+    (item,) = items("llemma_gsm8k_perplexity", [{"question": "?", "answer": "é"}], tmp_path)
+    process = resolved(catalogue()["llemma_gsm8k_perplexity"].first)["process_results"]
+    found = process(item.doc, [(-6.0, False)])
+    assert found == {"byte_perplexity": (-6.0, 3)}
+    assert weighted_perplexity([found["byte_perplexity"]]) == pytest.approx(math.exp(2))

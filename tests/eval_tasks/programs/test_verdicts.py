@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts on programs: the recorded ones, the paper's rules, answers that try to call themselves right."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval_tasks.programs.equal_inside import Unreadable, close, expression
+from eval_tasks.programs.pool import in_parallel
+from eval_tasks.programs.sandbox import Limits, Sandbox
+from eval_tasks.programs.verdicts import (
+    GSM8K_PYTHON,
+    MATH_PYTHON,
+    PRINTED,
+    described,
+    gsm8k_program,
+    judged,
+    math_program,
+    verdicts,
+)
+from eval_tasks.results.samples import Sample
+from tests.data.corpora import shared_folder
+from tests.eval_tasks.programs.boxes import sandbox_or_skip
+
+sympy = pytest.importorskip("sympy", reason="needs requirements/requirements-eval.txt")
+
+
+@pytest.fixture(scope="module")
+def box() -> Sandbox:
+    return sandbox_or_skip(Limits(cpu_seconds=3))
+
+
+def math_generation(body: str, imports: str = "from sympy import *") -> str:
+    """As a model goes on after the prompt's last fence."""
+    return f"\n{body}\n```\nThe imports required for this program are\n```\n{imports}\n```\nI hope"
+
+
+def test_every_recorded_verdict_is_found_again(box: Sandbox) -> None:
+    path = shared_folder() / "multiarith_python_1b_samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = in_parallel(
+        lambda row: judged(box, PRINTED, row["metadata"]["program"], row["output_answer"]), rows, 2
+    )
+    agreeing = [verdict.correct == row["exact_match"] for verdict, row in zip(found, rows, strict=True)]
+    assert (sum(agreeing), len(agreeing)) == (435, 435)
+
+
+@pytest.mark.parametrize(
+    ("generation", "reference", "answer", "correct"),
+    [
+        ("\n\n\ndef solution():\n    return 18\n\n\n\n\n\nQ: Next?\n", "9 * 2 = <<9*2=18>>18\n#### 18", "18", True),
+        ("\n\n\ndef solution():\n    return 18.0", "#### 18", "18", True),
+        ("def solution():\n    return 1200", "#### 1,200", "1200", True),
+        ("def solution():\n    return 18.5", "#### 18", "18.5", False),
+        ("def solution():\n    print('so')\n    return 18", "#### 18", None, False),
+        ("def solution():\n    return 'eighteen'", "#### 18", None, False),
+        ("def solution():\n    return float('nan')", "#### 18", None, False),
+        ("def answer():\n    return 18", "#### 18", None, False),
+        ("def solution(:", "#### 18", None, False),
+        ("Q: another", "#### 18", None, False),
+    ],
+)  # fmt: skip
+def test_gsm8k(box: Sandbox, generation: str, reference: str, answer: str | None, correct: bool) -> None:
+    found = judged(box, GSM8K_PYTHON, generation, reference)
+    assert (found.answer, found.correct) == (answer, correct)
+    assert found.program is not None
+    assert set(found.program) == {"code", "output", "error"}
+
+
+@pytest.mark.parametrize(
+    ("body", "reference", "correct"),
+    [
+        ("answer = 1/2", "\\frac12", True),
+        ("answer = Rational(1, 3)", "\\frac{1}{2}", False),  # the released scorer cuts both to 0
+        ("answer = 2.9", "2", False),
+        ("answer = sqrt(8)", "so it is $\\boxed{2\\sqrt{2}}$.", True),
+        ("import math\nanswer = math.sqrt(8)", "2\\sqrt{2}", True),
+        ("x = symbols('x')\nanswer = (x + 1)**2", "x^2+2x+1", True),
+        ("x = symbols('x', positive=True)\nanswer = sqrt(x**2) * sqrt(8)", "2\\sqrt{2}x", True),
+        ("x = symbols('x')\nanswer = x", "y", False),
+        ("answer = [2]", "2", False),  # as released: a list is no number
+        ("answer = 3\nraise ValueError", "3", True),  # as released: the value before the exception counts
+        ("answer = 3\nwhile True: pass", "3", False),
+        ("pass", "3", False),
+        ("answer = 10**100000", "3", False),
+        ("answer = float('inf')", "3", False),
+        ("answer = 50", "50\\%", False),
+        ("answer = True", "1", True),
+        ("import numpy\nanswer = numpy.int64(7)", "7", True),
+        ("class A:\n    def __str__(self): raise ValueError\nanswer = A()", "7", False),
+    ],
+)
+def test_math(box: Sandbox, body: str, reference: str, correct: bool) -> None:
+    assert judged(box, MATH_PYTHON, math_generation(body), reference).correct is correct
+
+
+def test_an_answer_cannot_declare_itself_right(box: Sandbox) -> None:
+    forged = "class Forged(Symbol):\n    def __eq__(self, other): return True\n    __hash__ = None\n"
+    assert not judged(box, MATH_PYTHON, math_generation(forged + "answer = Forged('y')"), "x").correct
+    text = "globals().__setitem__('verdict', True)"
+    named = f"answer = Symbol({text!r})"
+    assert not judged(box, MATH_PYTHON, math_generation(named), "x").correct
+    written = (
+        'import os\nfor f in range(3, 60):\n    try: os.write(f, b\'{"kind": "number"}\')\n'
+        "    except OSError: pass"
+    )
+    assert not judged(box, MATH_PYTHON, math_generation(written), "x").correct
+
+
+def test_programs_of_generations() -> None:
+    assert gsm8k_program("\n\n\ndef solution(): return 1\n\n\n\n\n\nQ: b") == (
+        "def solution(): return 1\nprint(solution())"
+    )
+    assert math_program(math_generation("answer = 1", "import math")) == "import math\n\nanswer = 1"
+    assert math_program("answer = 1\n```\nno imports") is None
+    assert math_program("answer = 1") is None
+
+
+def test_verdicts_come_in_the_order_of_the_samples(box: Sandbox) -> None:
+    samples = [
+        Sample(
+            "llemma_gsm8k_python",
+            f"item {n}",
+            0,
+            "",
+            f"#### {n}",
+            generation=f"def solution(): return {n % 2}",
+        )
+        for n in range(4)
+    ]
+    found = list(verdicts(box, GSM8K_PYTHON, samples, 2))
+    assert [(verdict.item, verdict.correct) for verdict in found] == [
+        ("item 0", True), ("item 1", True), ("item 2", False), ("item 3", False),
+    ]  # fmt: skip
+    assert found[2].answer == "0"
+    assert found[2].minerva is None
+
+
+@given(st.one_of(st.text(), st.integers().map(str), st.floats().map(repr)))
+def test_whatever_a_sandbox_says_is_read(text: str) -> None:
+    assert described(text)[0] in ("none", "number", "sympy", "other")
+    kind, told = described(json.dumps({"kind": "number", "text": text}))
+    assert (kind, isinstance(told, str)) == ("number", True)
+
+
+@given(st.text(alphabet="x1290.+-*/()[]'_,=e ", max_size=40))
+def test_the_reader_takes_expressions_only(text: str) -> None:
+    try:
+        value = expression(text)
+    except (Unreadable, MemoryError):
+        return
+    assert isinstance(value, (sympy.Basic, bool))
+
+
+@pytest.mark.parametrize(
+    "text", ["x.free_symbols", "f(x)", "[1]", "'a'", "lambda: 1", "9**9**9", "__import__('os')", "x[0]"]
+)
+def test_the_reader_refuses_everything_else(text: str) -> None:
+    with pytest.raises(Unreadable):
+        expression(text)
+
+
+@given(st.fractions(min_value=-1000, max_value=1000, max_denominator=50))
+def test_the_reader_reads_what_sympy_prints(value: Fraction) -> None:
+    x = sympy.Symbol("x")
+    for form in (
+        sympy.Rational(value),
+        sympy.sqrt(x) * sympy.Rational(value) + sympy.pi,
+        x ** sympy.Rational(value),
+    ):
+        assert expression(str(form)) == form
+
+
+def test_closeness_is_that_of_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    for first, second in [(1, 1.00001), (1, 1.00002), (0, 1e-8), (0, 2e-8), (1e20, 1e20 + 1e14), (-3, 3)]:
+        assert close(first, second) == bool(numpy.isclose(first, second) or numpy.isclose(second, first))
