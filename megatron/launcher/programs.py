@@ -3,8 +3,8 @@
 
 They take what follows `--` as their own command line. The YAML files, if any, say only where they run; keys
 of runs may stand there. generate.py, evaluate.py and serve.py get one rank, or as many as num_gpus or
-cpu_ranks say;
-preprocess_data.py is one process, which starts its own workers, or as many as cpu_ranks says, one a node.
+cpu_ranks say; preprocess_data.py is one process, which starts its own workers, or as many as cpu_ranks says,
+one a node.
 """
 
 from __future__ import annotations
