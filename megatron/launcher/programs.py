@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deepy.py with programs that are no runs: generate.py, evaluate.py, tools/serve.py, tools/preprocess_data.py.
+"""deepy.py with programs that are no runs: generate.py, evaluate.py, serve.py, preprocess_data.py.
 
 They take what follows `--` as their own command line. The YAML files, if any, say only where they run; keys
 of runs may stand there. generate.py, evaluate.py and serve.py get one rank, or as many as num_gpus or
