@@ -124,11 +124,12 @@ def test_killed_it_goes_on_and_finished_points_are_kept(
 
 def test_a_command_measures_and_failures_keep_their_words(place: Place, tmp_path: Path) -> None:
     script = tmp_path / "measure.py"
-    script.write_text(
+    repaired = (
         "import json, sys\nfrom pathlib import Path\n"
         "assert (Path(sys.argv[1]) / 'latest').read_text().strip() == 'global_step1'\n"
         "json.dump({'results': {'math': {'exact_match,none': 0.25}}}, open(sys.argv[2], 'w'))\n"
     )
+    script.write_text(repaired)
     options = {
         "documents": None,
         "template": None,
@@ -142,6 +143,14 @@ def test_a_command_measures_and_failures_keep_their_words(place: Place, tmp_path
     assert "results/math/exact_match,none 0.25" in done.out
     done = run(tmp_path / "b", *typed(place, output, "--maximise", "--fit", **options))
     assert (done.status, "do not decide" in done.err) == (2, True)
+    script.write_text(
+        'import sys\nopen(sys.argv[2], \'w\').write(\'{"results": {"math": {"exact_match,none": NaN}}}\')'
+    )
+    spoilt = typed(place, tmp_path / "n", "--maximise", "--point", 2, **options)
+    done = run(tmp_path / "d", *spoilt)
+    assert (done.status, "is nan for" in done.err) == (2, True)
+    script.write_text(repaired)
+    assert "results/math/exact_match,none 0.25" in succeeded(run(tmp_path / "e", *spoilt)).out
     script.write_text("import sys; sys.exit('the harness is not installed')")
     command = typed(place, tmp_path / "p", "--maximise", "--point", 0, **options)
     done = run(tmp_path / "c", *command)

@@ -301,6 +301,44 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path, test_set: Path) -> Non
     assert json.loads((tmp_path / "mine" / "report.json").read_text())["corpora"][0]["documents"] == 2
 
 
+def test_a_corpus_that_changed_in_place_is_not_the_one_that_was_searched(
+    tmp_path: Path, test_set: Path
+) -> None:
+    """Two lines of one size change places: paths, sizes and the cut stay what they were."""
+    question = next(item for item in items() if len(item.split()) > 30)
+    other = "x" * len(question.encode())
+    corpus = write_jsonl(tmp_path / "c.jsonl", [question, other])
+    command = arguments(test_set, tmp_path / "out", corpus)
+    succeed(command)
+    size = corpus.stat().st_size
+    write_jsonl(corpus, [other, question])
+    assert corpus.stat().st_size == size
+    cleaning = arguments(test_set, tmp_path / "out", corpus, write_clean=tmp_path / "clean")
+    assert "--overwrite" in fail(cleaning)
+    assert not (tmp_path / "clean").exists()
+    succeed([*cleaning, "--overwrite"])
+    assert [json.loads(line)["text"] for line in open(tmp_path / "clean" / "c.jsonl")] == [other]
+
+
+def test_a_text_under_two_corpora_is_refused(tmp_path: Path, test_set: Path) -> None:
+    inner = write_jsonl(tmp_path / "d" / "a.jsonl", ["x"])
+    said = fail(arguments(test_set, tmp_path / "out", tmp_path / "d", inner))
+    assert f"--corpus={inner}: lies in {tmp_path / 'd'}, which is searched too" in said
+    said = fail(arguments(test_set, tmp_path / "out", inner, tmp_path / "d" / ".." / "d" / "a.jsonl"))
+    assert "stands twice" in said
+
+
+def test_clean_corpora_stay_in_their_folder(
+    tmp_path: Path, test_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "corp" / "a.jsonl", ["x"])
+    (tmp_path / "corp" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "corp" / "sub")
+    succeed(arguments(test_set, tmp_path / "out", Path(".."), write_clean=tmp_path / "clean"))
+    assert (tmp_path / "clean" / "corp" / "a.jsonl").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "corp", "out"]
+
+
 class Tags(html.parser.HTMLParser):
     """The tags, attributes and text of a page, as a browser would see them."""
 
@@ -369,6 +407,19 @@ def test_verdicts_of_evaluate_are_results_as_they_are(tmp_path: Path, test_set: 
             count = sum((n + sample) % 3 == 0 for n in of_row for sample in (0, 1))
             assert (row[name]["right"], row[name]["of"]) == (count, 2 * len(of_row))
             assert row[name]["accuracy"] == (count / (2 * len(of_row)) if of_row else None)
+
+
+def test_items_without_a_level_have_a_row_of_their_own(tmp_path: Path) -> None:
+    test = tmp_path / "t.jsonl"
+    test.write_text("".join(json.dumps({"problem": f"{n} is a number"}) + "\n" for n in range(4)))
+    corpus = write_jsonl(tmp_path / "c.jsonl", ["x"])
+    results = tmp_path / "r.jsonl"
+    lines = [{"id": n, "correct": n > 0, **({"level": "1"} if n < 3 else {})} for n in range(4)]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    succeed(arguments(test, tmp_path / "out", corpus, results=results))
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["results"]["rows"]
+    shares = [(row["level"], row["without_hits"]["right"], row["without_hits"]["of"]) for row in rows]
+    assert shares == [("1", 2, 3), ("no level", 1, 1), ("all items", 3, 4)]
 
 
 def test_accuracy_with_and_without_hits(tmp_path: Path, test_set: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shlex
 import shutil
@@ -116,6 +117,11 @@ def run_point(
         if _iteration(save) != steps:
             raise Stopped
         value = _measured(study, folder, save, lock)
+        if not math.isfinite(value):
+            raise UserError(
+                f"{study.measure.name}: is {value} for {save}; look at {folder / LOG}. The run is kept: "
+                "with what measures it repaired, the same command goes on from here"
+            )
         result = Result(point, value, time.time() - started)
         content = {
             "fingerprint": study.fingerprint(point),
@@ -221,7 +227,10 @@ def _measured(study: Study, folder: Path, save: Path, lock: int) -> float:
     try:
         content = json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--metric-command: left no JSON at {out} ({error}); write it to {{json}}") from None
+        raise UserError(
+            f"--metric-command: left no JSON at {out} ({error}); write it to {{json}} (it runs without a "
+            "shell: for > or | give sh -c '…')"
+        ) from None
     if measure.command is None:
         return float(content["sources"]["measure"]["bits_per_byte"])
     assert measure.metric is not None

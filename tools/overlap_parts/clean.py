@@ -68,6 +68,16 @@ class _HitPlaces:
             found, self._next = True, next(self._places, None)
         return found
 
+    @property
+    def are_done(self) -> bool:
+        """Whether every hit was met."""
+        return self._next is None
+
+
+def _name_of(place: Place) -> str:
+    """What the clean corpus is called; of `.` and `..` the folder's own name."""
+    return place.path.name if place.path.name not in ("", "..") else place.path.resolve().name
+
 
 def write_clean(job: Job, wanted: Wanted) -> Cleaned:
     """Writes all corpora of a finished search to `wanted.folder`, each under its own name.
@@ -78,11 +88,16 @@ def write_clean(job: Job, wanted: Wanted) -> Cleaned:
     _claim(job, wanted)
     cleaned, hits = Cleaned(), _HitPlaces(job.output)
     for place in job.places:
-        target = wanted.folder / place.path.name
+        target = wanted.folder / _name_of(place)
         if place.is_tokens:
             _clean_tokens(place, target, hits, cleaned)
         else:
             _clean_text(job, place, target, wanted.mask, hits, cleaned)
+    if not hits.are_done:
+        raise UserError(
+            f"--write-clean={wanted.folder}: the corpora are not what was searched, so what was written may "
+            "hold hits; remove it, and begin anew with --overwrite"
+        )
     return cleaned
 
 
@@ -92,7 +107,7 @@ def check_wanted(job: Job, wanted: Wanted) -> None:
     Raises:
         UserError: see `write_clean`.
     """
-    names = [place.path.name for place in job.places]
+    names = [_name_of(place) for place in job.places]
     if "" in names or len(set(names)) < len(names):
         raise UserError(
             f"--write-clean={wanted.folder}: two corpora have one name, or none; clean them one by one"

@@ -80,9 +80,12 @@ def places_of(arguments: Sequence[Path], unit: str) -> list[Place]:
         if not is_tokens and not path.exists():
             raise UserError(f"--corpus={path}: does not exist; give files, folders or token file prefixes")
         places.append(Place(prefix if is_tokens else path, is_tokens))
-    names = [place.name for place in places]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--corpus={twice[0]}: stands twice; give each corpus once")
+    for place in places:
+        for other in places:
+            inner, outer = place.path.resolve(), other.path.resolve()
+            if place is not other and (inner == outer or outer in inner.parents):
+                where = "stands twice" if inner == outer else f"lies in {other.name}, which is searched too"
+                raise UserError(f"--corpus={place.name}: {where}; give each text once")
     return places
 
 
@@ -115,6 +118,19 @@ def stretches(place: Place, key: str, suffixes: Sequence[str] | None) -> Iterato
         end = max(first + 1, int(np.searchsorted(ends_D, before + RANGE_TOKENS, side="right")))
         yield TokenRange(place.path, first, end), int(ends_D[end - 1]) * file.dtype.itemsize
         first = end
+
+
+def files_of(place: Place, key: str, suffixes: Sequence[str] | None) -> list[tuple[str, int, int]]:
+    """The files of a place: path, bytes, time of the last change in nanoseconds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not place.is_tokens:
+        inputs = Corpus([place.path], key, suffixes).inputs
+        return [(str(found.path), found.size, found.modified_ns) for found in inputs]
+    statuses = [place.path.with_name(place.path.name + suffix).stat() for suffix in (".bin", ".idx")]
+    return [(place.name, status.st_size, status.st_mtime_ns) for status in statuses]
 
 
 def total_bytes(place: Place, key: str, suffixes: Sequence[str] | None) -> int:

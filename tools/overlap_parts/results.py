@@ -88,7 +88,7 @@ def table_of(
     """
     by_text = {" ".join(item.text.split()): item for item in items}
     by_id: dict[Any, Item] = {item.id: item for item in items}
-    counts: dict[str, list[int]] = {}
+    counts: dict[str | None, list[int]] = {}
     seen: set[Any] = set()
     results = unmatched = 0
     for where, fields in _results(files):
@@ -100,7 +100,7 @@ def table_of(
         seen.add(item.id)
         level = _nested(fields, level_key)
         level = item.level if level is None else str(level)
-        of_level = counts.setdefault("all items" if level is None else level, [0, 0, 0, 0])
+        of_level = counts.setdefault(level, [0, 0, 0, 0])
         at = 0 if item.id in hit else 2
         of_level[at] += _is_right(fields, metric, where)
         of_level[at + 1] += 1
@@ -110,9 +110,11 @@ def table_of(
             f"results of the same test set, with the text under {key!r} or the item's id under "
             f"{', '.join(ID_KEYS)}"
         )
-    rows = [_row(level, counts[level]) for level in sorted(counts)]
-    if list(counts) != ["all items"]:
-        rows.append(_row("all items", [sum(column) for column in zip(*counts.values(), strict=True)]))
+    levels = sorted(level for level in counts if level is not None)
+    rows = [_row(level, counts[level]) for level in levels]
+    if levels and None in counts:
+        rows.append(_row("no level", counts[None]))
+    rows.append(_row("all items", [sum(column) for column in zip(*counts.values(), strict=True)]))
     return Table(rows, results, unmatched, len(items) - len(seen))
 
 

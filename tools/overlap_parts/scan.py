@@ -34,6 +34,7 @@ from tools.overlap_parts.corpus import (
     Stretch,
     chained,
     check_tokenizers,
+    files_of,
     search_stretch,
     stretches,
     total_bytes,
@@ -93,9 +94,9 @@ class Job:
     workers: int
 
     def fingerprint(self) -> str:
-        """Of all that decides the hits; a corpus counts by its paths and sizes."""
-        sizes = [(place.name, total_bytes(place, self.json_key, self.suffixes)) for place in self.places]
-        return chained_text(self.spec.digest(), repr((sizes, self.json_key, self.suffixes)))
+        """Of all that decides the hits; a corpus counts by its files, their sizes and last changes."""
+        files = [(place.name, files_of(place, self.json_key, self.suffixes)) for place in self.places]
+        return chained_text(self.spec.digest(), repr((files, self.json_key, self.suffixes)))
 
 
 def chained_text(*parts: str) -> str:
@@ -182,6 +183,11 @@ def run_search(job: Job, overwrite: bool) -> State:
         with _Log(work, state) as log, _searching(job) as pool:
             for number in range(state.place, len(job.places)):
                 _search_place(job, number, log, pool)
+            if job.fingerprint() != state.fingerprint:
+                raise UserError(
+                    "--corpus: has changed while it was searched; begin anew with --overwrite when nobody "
+                    "writes it"
+                )
             log.commit(is_searched=True)
     if (work / HITS).exists():
         os.replace(work / HITS, job.output / HITS)
