@@ -3,18 +3,22 @@
 split.
 
 Each subset and split becomes one token file of tools/preprocess_data.py. A token file that is there and
-was made of the same files, by the same tokenizer, is kept."""
+was made of the same files, by the same tokenizer with the same end of document, is kept; its text is not
+downloaded again."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron.data.token_file import TokenFile
+from megatron.data.token_file import TokenFile, TokenizerRecord
+from megatron.data.tokenize_corpus import tokenizer_record
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import build_tokenizer
 from tools.proof_pile_2.command_line import Commands, add_recipe, at_least_one
@@ -82,6 +86,11 @@ def run(arguments: argparse.Namespace) -> None:
         for split in arguments.splits:
             prefix = arguments.output / f"{subset}_{split}"
             downloads = arguments.output / "downloads"
+            if not local.is_dir():
+                there = _listed(arguments.source, subset, split)
+                if is_made_of(prefix, there, tokenizer_record(tokenizer, append_eod=True)):
+                    print(f"{prefix}: kept")
+                    continue
             root = local if local.is_dir() else _download(arguments.source, subset, split, downloads)
             files = sorted((root / subset / split).glob("*.jsonl.zst"))
             if not files:
@@ -89,7 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
                     f"--source {arguments.source}: has no {subset}/{split}/*.jsonl.zst; choose --subsets "
                     "and --splits"
                 )
-            if is_made_of(prefix, files, tokenizer.fingerprint):
+            sizes = [(file.name, file.stat().st_size) for file in files]
+            if is_made_of(prefix, sizes, tokenizer_record(tokenizer, append_eod=True)):
                 print(f"{prefix}: kept")
             else:
                 _tokenise(arguments, files, prefix)
@@ -97,17 +107,16 @@ def run(arguments: argparse.Namespace) -> None:
                 shutil.rmtree(downloads / subset / split)
 
 
-def is_made_of(prefix: Path, files: Sequence[Path], fingerprint: str) -> bool:
-    """Whether a finished token file says that it was made of these files, by name and size, and by this
+def is_made_of(prefix: Path, files: Sequence[tuple[str, int]], tokenizer: TokenizerRecord) -> bool:
+    """Whether a finished token file says that it was made of these files, by name and bytes, and by this
     tokenizer."""
     try:
         sidecar = TokenFile.open(Path(f"{prefix}_text_document")).sidecar
     except (UserError, OSError):
         return False
-    if sidecar is None or sidecar.tokenizer.fingerprint != fingerprint:
+    if sidecar is None or sidecar.tokenizer != tokenizer:
         return False
-    made_of = [(Path(source.path).name, source.bytes) for source in sidecar.sources]
-    return made_of == [(file.name, file.stat().st_size) for file in files]
+    return list(files) == [(Path(source.path).name, source.bytes) for source in sidecar.sources]
 
 
 def _tokenise(arguments: argparse.Namespace, files: Sequence[Path], prefix: Path) -> None:
@@ -133,27 +142,46 @@ def _tokenise(arguments: argparse.Namespace, files: Sequence[Path], prefix: Path
         raise SystemExit(done.returncode)
 
 
-def _download(source: str, subset: str, split: str, folder: Path) -> Path:
-    """The files of one split, out of the Hub's data set. Errors: `UserError` where they cannot be had."""
+@contextlib.contextmanager
+def _hub(source: str, subset: str, split: str) -> Iterator[Any]:
+    """The Hub's client. What fails of it, in whatever way, is a `UserError`."""
     try:
-        from huggingface_hub import snapshot_download
+        import huggingface_hub
     except ModuleNotFoundError:
         raise UserError(
             f"--source {source}: needs huggingface_hub; pip install huggingface_hub, or give a folder"
         ) from None
-    repository, _, revision = source.partition("@")
     try:
-        snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=revision or None,
-            local_dir=folder,
-            allow_patterns=f"{subset}/{split}/*.jsonl.zst",
-        )
+        yield huggingface_hub
     except Exception as error:  # of the network, the Hub and the disk, each of its own kind
         raise UserError(
             f"--source {source}: {subset}/{split} cannot be downloaded ({type(error).__name__}: "
             f"{str(error)[:200]}); "
             "check the name and the network, or give a folder with a copy"
         ) from None
+
+
+def _listed(source: str, subset: str, split: str) -> list[tuple[str, int]]:
+    """Names and bytes of the files of one split, without their contents."""
+    repository, _, revision = source.partition("@")
+    with _hub(source, subset, split) as hub:
+        entries = hub.HfApi().list_repo_tree(
+            repository, f"{subset}/{split}", repo_type="dataset", revision=revision or None
+        )
+        return sorted(
+            (Path(entry.path).name, entry.size) for entry in entries if entry.path.endswith(".jsonl.zst")
+        )
+
+
+def _download(source: str, subset: str, split: str, folder: Path) -> Path:
+    """The files of one split, out of the Hub's data set. Errors: `UserError` where they cannot be had."""
+    repository, _, revision = source.partition("@")
+    with _hub(source, subset, split) as hub:
+        hub.snapshot_download(
+            repository,
+            repo_type="dataset",
+            revision=revision or None,
+            local_dir=folder,
+            allow_patterns=f"{subset}/{split}/*.jsonl.zst",
+        )
     return folder

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -470,5 +471,15 @@ class StageShard:
         return ["stage", self.sha256]
 
     def read(self) -> Iterator[Document | Broken]:
-        """The documents."""
-        return JsonLinesShard(self.name, self.file, ".jsonl.zst", ReadOptions(), self.size_bytes).read()
+        """The documents. Limits are for what others wrote: what passed a stage is not lost at the next.
+
+        Errors: `UserError` for a file that is not what the stage wrote."""
+        options = ReadOptions(limits=Limits(sys.maxsize, sys.maxsize, sys.maxsize))
+        shard = JsonLinesShard(self.name, self.file, ".jsonl.zst", options, self.size_bytes)
+        for record in shard.read():
+            if isinstance(record, Broken):
+                raise UserError(
+                    f"{record.where}: {record.reason}, but a stage wrote it whole; remove its folder, and "
+                    "the same command makes it again"
+                )
+            yield record

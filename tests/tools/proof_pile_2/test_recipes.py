@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -141,10 +143,44 @@ def test_hub_to_tokens(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     capfd.readouterr()
     main(command)
     assert capfd.readouterr().out.count(": kept") == 2
+    with pytest.raises(SystemExit):  # tokens with another end of document are other tokens
+        main([*command, "--eod-token", "unk0"])
+    assert ": kept" not in capfd.readouterr().out
     write_lines(tmp_path / "hub/arxiv/train/2.jsonl.zst", ["five"])
     with pytest.raises(SystemExit) as ended:  # other text under the same name is refused without --overwrite
         main(command)
     assert ended.value.code == 2
+
+
+def test_what_is_there_is_not_downloaded_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the Hub's client: a listing with sizes, and a download that counts."""
+    import huggingface_hub
+
+    for number, text in enumerate(["one two", "three"]):
+        write_lines(tmp_path / f"hub/arxiv/train/{number}.jsonl.zst", [text])
+    downloads = []
+
+    class Api:
+        def list_repo_tree(self, repository: str, path: str, **_: object) -> list[types.SimpleNamespace]:
+            assert repository == "owner/name"
+            files = sorted((tmp_path / "hub" / path).iterdir())
+            return [types.SimpleNamespace(path=f"{path}/{f.name}", size=f.stat().st_size) for f in files]
+
+    def download(repository: str, local_dir: Path, allow_patterns: str, **_: object) -> None:
+        downloads.append(allow_patterns)
+        shutil.copytree(tmp_path / "hub", local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    command = ["hub", "--source", "owner/name", "--subsets", "arxiv", "--splits", "train", "--workers", "1"]
+    command += ["--vocab-file", str(train_sentencepiece(tmp_path)), "--output", str(tmp_path / "out")]
+    main(command)
+    main(command)
+    assert capfd.readouterr().out.count(": kept") == 1
+    assert downloads == ["arxiv/train/*.jsonl.zst"]
+    assert not (tmp_path / "out/downloads/arxiv/train").exists()
 
 
 def test_hub_refuses_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,9 +200,9 @@ class PathEndsWith:
         return f"not called *{self.suffix}"
 
     def holds(self, document: Document) -> bool:
-        """By the path, or by the Stack's `ext` where there is no path."""
+        """By the path, or by the Stack's `ext` where there is no path; in any case, as files are chosen."""
         path = file_path(document)
-        return path.endswith(self.suffix) if path else f".{document.meta.get('ext', '')}" == self.suffix
+        return (path or f".{document.meta.get('ext', '')}").lower().endswith(self.suffix)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ LANGUAGES: tuple[Language, ...] = (
     Language("lean", GITHUB, (".lean",), (
         *STD,
         ContainsAny(("theorem ", "lemma ", "example "), "no theorem"),
-        RepositoryMatchesNone(r"proof-?net|mini-?f2f", "a benchmark's repository"),
+        RepositoryMatchesNone(r"proof-?net(?!s)|mini-?f2f", "a benchmark's repository"),
         PathLacks("_target/deps/"),
     )),
     Language("maple", STACK, (".mpl", ".maple", ".mm"), (

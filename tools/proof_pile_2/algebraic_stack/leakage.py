@@ -2,8 +2,10 @@
 """Theorems of test sets are cut out of formal files: PISA, LeanDojo, miniF2F and ProofNet, from files that
 the user names.
 
-Every theorem of a file is removed that the test set names, not one a file. In Lean a theorem ends at the
-next blank line; in Isabelle and Coq before the next line that begins with a command of the outer level."""
+Every theorem of a file is removed that the test set names, not one a file. In Lean a theorem begins with the
+attributes, options and documentation above it and ends at the next blank line; in Isabelle and Coq it ends
+before the next line that begins with a command of the outer level. A statement of Isabelle that has no name
+is one of the test set when it is the same statement."""
 
 from __future__ import annotations
 
@@ -25,16 +27,28 @@ _NAME_KEYS = ("full_name", "theorem_name", "problem_name", "name", "id")
 _STATEMENT_KEYS = ("formal_statement", "statement", "theorem_statement")
 _FILE_KEYS = ("file_path", "path", "file")
 _NAME = r"[^\s:\[\](){},\"⟨⟩«»]+"
+# Neither a mark nor a keyword of Isabelle, whose statements begin alike.
+_LEAN_NAME = r"(?!%|(?:fixes|assumes|shows|obtains|includes|defines)\b)(?:«[^»\n]*»|[^\s:\[\](){},\"⟨⟩«»])+"
+# With strings and one level of brackets inside, as in @[to_additive "a [x] b"].
+_ATTRIBUTES = r"@\[(?:[^\[\]\n\"]|\"(?:[^\"\\\n]|\\.)*\"|\[[^\[\]\n]*\])*\]"
+# Up to the first `in` only: with a choice, a line of many would take time without end.
+_IN = r"(?:set_option|open|omit|include|variable|attribute)\b(?:(?![^\S\n]in\b)[^\n])*[^\S\n]in\b"
 DECLARATIONS = {
-    "lean": re.compile(rf"^[^\S\n]*(?:(?:@\[[^\]\n]*\]|private|protected|noncomputable)[^\S\n]+)*"
-                       rf"(?:theorem|lemma)[^\S\n]+(?P<name>{_NAME})", re.MULTILINE),
-    "isabelle": re.compile(rf"^[^\S\n]*(?:theorem|lemma|corollary|proposition|schematic_goal)\s+"
-                           rf"(?:\((?:in|is)\s[^)\n]*\)\s*)?\"?(?P<name>{_NAME})", re.MULTILINE),
+    "lean": re.compile(rf"^[^\S\n]*(?:(?:{_ATTRIBUTES}|{_IN}|private|protected|public|noncomputable|nonrec|"
+                       rf"unsafe|partial|local|scoped)[^\S\n]+)*(?:theorem|lemma)[^\S\n]+(?P<name>{_LEAN_NAME})",
+                       re.MULTILINE),
+    "isabelle": re.compile(rf"^[^\S\n]*(?:(?:private|qualified)\s+)?"
+                           rf"(?:theorem|lemma|corollary|proposition|schematic_goal)\b(?:\s*%\s*\w+)*\s*"
+                           rf"(?:\((?:in|is)\s[^)\n]*\)\s*)?(?:(?P<name>{_NAME})\s*(?:\[[^\]]*\])?\s*:)?",
+                           re.MULTILINE),
     "coq": re.compile(rf"^[^\S\n]*(?:Theorem|Lemma|Corollary|Proposition|Fact|Remark|Example|Definition)"
                       rf"[^\S\n]+(?P<name>{_NAME})", re.MULTILINE),
 }  # fmt: skip
 _NAMESPACE = re.compile(rf"^(?:(?P<open>namespace)|(?P<section>(?:noncomputable\s+)?section)|(?P<end>end))\b"
                         rf"[^\S\n]*(?P<name>{_NAME})?", re.MULTILINE)  # fmt: skip
+# What stands above a theorem of Lean on lines of its own and belongs to it.
+_ABOVE = re.compile(rf"[^\S\n]*(?:{_ATTRIBUTES}|{_IN})[^\S\n]*")
+_QUOTED = re.compile(r"\"[^\"]*\"|\\<open>.*?\\<close>|‹[^›]*›", re.DOTALL)
 _BLANK = re.compile(r"\n[^\S\n]*\n")
 _NEXT_COMMAND = {
     "isabelle": re.compile(
@@ -117,10 +131,20 @@ def _named(theorem: Theorem) -> Iterator[Theorem]:
         yield theorem
         return
     for pattern in DECLARATIONS.values():
-        if found := pattern.match(theorem.statement):
-            yield Theorem(found["name"], theorem.statement, theorem.file)
+        if (found := pattern.match(theorem.statement)) and found["name"]:
+            yield Theorem(plain_name(found["name"]), theorem.statement, theorem.file)
             return
     yield theorem
+
+
+def plain_name(name: str) -> str:
+    """Without what Lean writes around a name: `«a b»`, `bar.{u}`, `_root_.a`."""
+    return name.replace("«", "").replace("»", "").rstrip(".").removeprefix("_root_.")
+
+
+def proposition(statement: str) -> str:
+    """What a statement of Isabelle without a name says: its quoted parts, blanks folded."""
+    return folded(" ".join(_QUOTED.findall(statement)))
 
 
 @dataclass(frozen=True)
@@ -137,11 +161,16 @@ class CutTheorems:
     @cached_property
     def version(self) -> str:
         """Changes with the theorems."""
-        return version_of(1, self.language, self.theorems)
+        return version_of(2, self.language, self.theorems)
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        return frozenset(theorem.name for theorem in self.theorems if theorem.name)
+        return frozenset(plain_name(theorem.name) for theorem in self.theorems if theorem.name)
+
+    @cached_property
+    def _unnamed(self) -> frozenset[str]:
+        """The propositions that have no name."""
+        return frozenset(proposition(t.statement) for t in self.theorems if not t.name) - {""}
 
     @cached_property
     def _by_file(self) -> dict[str, frozenset[str]]:
@@ -149,7 +178,7 @@ class CutTheorems:
         found: dict[str, set[str]] = {}
         for theorem in self.theorems:
             if theorem.file and theorem.name:
-                found.setdefault(_base(theorem.file), set()).add(theorem.name.rpartition(".")[2])
+                found.setdefault(_base(theorem.file), set()).add(plain_name(theorem.name).rpartition(".")[2])
         return {file: frozenset(names) for file, names in found.items()}
 
     def __call__(self, document: Document) -> Document | Dropped:
@@ -172,10 +201,17 @@ class CutTheorems:
         for found in DECLARATIONS[self.language].finditer(text):
             while following is not None and following[0] <= found.start():
                 space, following = following[1], next(spaces, None)
-            name = found["name"]
-            full = f"{space}.{name}" if space else name
+            if found["name"] is None:
+                end = self._end(text, found.end())
+                if self._unnamed and _says(text[found.end() : end], self._unnamed):
+                    yield found.start(), end
+                continue
+            name = plain_name(found["name"])
+            is_whole = not space or found["name"].startswith("_root_.")
+            full = name if is_whole else f"{space}.{name}"
             if name in self._names or full in self._names or name.rpartition(".")[2] in own:
-                yield found.start(), self._end(text, found.end())
+                start = _first_line(text, found.start()) if self.language == "lean" else found.start()
+                yield start, self._end(text, found.end())
 
     def _end(self, text: str, start: int) -> int:
         if self.language in _NEXT_COMMAND:
@@ -183,6 +219,31 @@ class CutTheorems:
             return command.start() if command else len(text)
         blank = _BLANK.search(text, start)
         return blank.start() + 1 if blank else len(text)
+
+
+def _says(text: str, propositions: frozenset[str]) -> bool:
+    """Whether a statement begins with one of the propositions; its proof may quote more."""
+    parts: list[str] = []
+    for part in itertools.islice(_QUOTED.findall(text), 64):
+        parts.append(folded(part))
+        if " ".join(parts) in propositions:
+            return True
+    return False
+
+
+def _first_line(text: str, start: int) -> int:
+    """Where what belongs to a theorem of Lean begins: attributes, options and documentation right above."""
+    while start:
+        above = text.rfind("\n", 0, start - 1) + 1
+        line = text[above : start - 1]
+        if line.rstrip().endswith("-/") and (begin := text.rfind("/-", 0, start)) >= 0:
+            if not text.startswith("/--", begin):
+                return start
+            above = text.rfind("\n", 0, begin) + 1
+        elif not _ABOVE.fullmatch(line):
+            return start
+        start = above
+    return 0
 
 
 def _base(path: str) -> str:

@@ -41,9 +41,15 @@ class FirstLook(Enum):
     WORDS = "no TeX command; MathScore decides"
 
 
+# An element of MathML, whatever the case and prefix; AsciiMath's script; Google's pictures of formulas.
+_MATH_MARK = re.compile(
+    rb"<(?:[a-z]\w*:)?math[\s/>]|ascii-?math|chart\.googleapis\.com/chart\?", re.IGNORECASE
+)
+
+
 def first_look(data: bytes) -> FirstLook:
     """Judge a page by its bytes, before it is parsed."""
-    if any(word in data for word in MATH_WORDS):
+    if any(word in data for word in MATH_WORDS) or _MATH_MARK.search(data):
         return FirstLook.MATH
     return FirstLook.PERHAPS if _TEX_COMMAND.search(data) else FirstLook.WORDS
 

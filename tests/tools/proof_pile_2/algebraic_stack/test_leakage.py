@@ -87,6 +87,70 @@ def test_every_theorem_of_a_file_is_cut_and_not_one_a_file() -> None:
     assert "theorem add_zero : 1 = 1" in str(cut("lean", LEAN, "nat.add_zero", path="src/b.lean", file=file))
 
 
+LEAN_FORMS = {
+    "bar": "theorem bar.{u} (x : Type u) : x = x := rfl",
+    "nr": "nonrec theorem nr : 2 = 2 := rfl",
+    "opn": "open Classical in theorem opn : 4 = 4 := rfl",
+    "doc": '@[to_additive "a [x] b"] theorem doc : 3 = 3 := rfl',
+    "quoted name": "theorem «quoted name» : 6 = 6 := rfl",
+    "above": "/-- Told\n\nin words. -/\n@[simp]\nset_option maxHeartbeats 4 in\n"
+    "private theorem above : 7 = 7 := rfl",
+}
+
+
+@pytest.mark.parametrize("name", LEAN_FORMS)
+def test_forms_of_a_lean_theorem(name: str) -> None:
+    around = "namespace Foo\n\n/- a comment -/\n\n@[simp] theorem stays : True := trivial\n\n{}\n\nend Foo\n"
+    text = around.format(LEAN_FORMS[name])
+    assert str(cut("lean", text, f"Foo.{name}")).split() == around.format("").split()
+    assert cut("lean", text, "Foo.other") == text
+
+
+def test_a_long_line_takes_no_long_time() -> None:
+    for part in (
+        "open a in ",
+        "@[a] ",
+        "private ",
+        "variable x in in ",
+        '@[a "b] ',
+        "«",
+        "lemma ",
+        "/-- -/\n@[x]\n",
+    ):
+        assert cut("lean", part * 20000, "x") == part * 20000
+
+
+def test_a_root_name_has_no_namespace() -> None:
+    text = "namespace Foo\n\ntheorem _root_.Top.thm : 1 = 1 := rfl\n\nend Foo\n"
+    assert "Top" not in str(cut("lean", text, "Top.thm"))
+    assert cut("lean", text, "Foo.Top.thm") == text
+
+
+def test_statements_of_isabelle_that_have_no_name_or_a_mark() -> None:
+    said = 'lemma "x = anonymous5"'
+    theorems = (
+        Theorem("", said),
+        Theorem("imp", 'lemma %important imp: "a1 = a1"'),
+        Theorem("priv"),
+        Theorem("u"),
+    )
+    kept = """lemma "x = keepme1" by simp
+lemma x: "keepme2" by simp
+lemma "x \\<le> keepme3" by simp
+lemma %important imp2: "keepme4" by simp
+"""
+    gone = """lemma
+  "x =
+  anonymous5" by (rule foo[where x="y"])
+lemma%unimportant u: "a" by simp
+lemma %important imp: "a1 = a1" by simp
+private lemma priv: "b" by simp
+"""
+    outcome = CutTheorems("isabelle", theorems)(Document(kept + gone + kept))
+    assert isinstance(outcome, Document)
+    assert outcome.text == kept + kept
+
+
 def test_in_isabelle_a_theorem_ends_at_the_next_command() -> None:
     kept = cut("isabelle", ISABELLE, "secret")
     assert isinstance(kept, str)
@@ -107,7 +171,10 @@ def test_in_coq() -> None:
     ('[["thys/A.thy", "lemma a: \\"x = x\\""]]', Theorem("a", 'lemma a: "x = x"', "thys/A.thy")),
     ('{"test": [{"problem_name": "a"}]}', Theorem("a")),
     ("a\n\n", Theorem("a")),
-    ('{"statement": "lemma \\"x\\""}', Theorem('x', 'lemma "x"')),
+    ('{"statement": "lemma \\"x\\""}', Theorem("", 'lemma "x"')),
+    ('[["A.thy", "lemma assumes \\"x\\""]]', Theorem("", 'lemma assumes "x"', "A.thy")),
+    ('[["A.thy", "lemma %important a: \\"x\\""]]', Theorem("a", 'lemma %important a: "x"', "A.thy")),
+    ('{"statement": "theorem a.{u} : True"}', Theorem("a", "theorem a.{u} : True")),
 ])  # fmt: skip
 def test_forms_of_a_file_of_theorems(tmp_path: Path, content: str, found: Theorem) -> None:
     (tmp_path / "t").write_text(content)

@@ -101,6 +101,20 @@ def test_from_sources_to_splits(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert set(agda["meta"]) == {"max_stars_repo_path", "size", "when", "lang"}
 
 
+def test_what_passed_a_stage_is_not_lost_at_the_next(tmp_path: Path) -> None:
+    """Text that packs like a bomb, and a file whose JSON line is longer than the limit for files."""
+    packed = [json.dumps({"text": f"module m where -- {'x' * 1000}"})] * 60_000
+    (tmp_path / "a.jsonl").write_text("\n".join(packed) + "\n")
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f/b.agda").write_text("module n where\n" + "\n" * 1_000_000)
+    main(["algebraic-stack", "--records", "agda", str(tmp_path / "a.jsonl"), "--files", "agda",
+          str(tmp_path / "f"), "--output", str(tmp_path / "o"), "--workers", "1",
+          "--max-record-bytes", "1500000"])  # fmt: skip
+    report = json.loads((tmp_path / "o/report.json").read_text())
+    written = [len(read_lines(path)) for path in (tmp_path / "o/algebraic-stack").rglob("*.jsonl.zst")]
+    assert (sum(written), report["broken"]) == (60_001, {})
+
+
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     arguments = sources(tmp_path)
 

@@ -58,6 +58,12 @@ def test_the_prefilter() -> None:
         "math-container",
     ):
         assert first_look(f"<p>{word}".encode()) is FirstLook.MATH
+    for mark in (
+        "<m:math>", "<MATH >", "<script src=ASCIIMathML.js>", "AsciiMath",
+        "<img src='https://chart.googleapis.com/chart?cht=tx&chl=%5Cfrac'>",
+    ):  # fmt: skip
+        assert first_look(mark.encode()) is FirstLook.MATH
+    assert first_look(b"<p>maths, <b:mathematician>") is FirstLook.WORDS
     assert first_look(rb"<p>\alpha") is FirstLook.PERHAPS
     assert first_look(rb"<p>\a no") is FirstLook.WORDS
     assert len(set(COMMON_COMMANDS)) == 100
