@@ -75,19 +75,21 @@ def main() -> None:
     seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     # Whatever a library prints goes nowhere: the answers have a channel of their own.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who ends this process
     signal.signal(signal.SIGPROF, _raise)
-    # Read now, so that it costs no question its time.
-    import math_verify  # noqa: F401
-    import sympy.parsing.latex
+    # What is read at first use is read now, so that it costs no question its time.
+    from eval_tasks.answers.math_verify_grader import agrees
+    from eval_tasks.answers.minerva import same_expression
 
-    sympy.parsing.latex.parse_latex("1")
+    assert same_expression("x+1", "1+x")
+    assert agrees("$x+1$", "$1+x$")
+    channel.write("ready\n")
+    channel.flush()
+    os.dup2(1, 2)
     for line in sys.stdin:
         channel.write(json.dumps(answered(json.loads(line), seconds)) + "\n")
         channel.flush()
