@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -14,8 +15,9 @@ import httpx
 import openai
 import pytest
 
-from megatron.text_generation.requests import Request
+from megatron.text_generation.requests import NewToken, Request
 from tests.tools.serve.servers import LIMITS, WAIT_SECONDS, Running, Scripted, running
+from tools.serve_parts.engine_thread import EngineThread
 
 ASKED = {"prompt": "x", "max_tokens": 20}
 
@@ -244,6 +246,19 @@ def test_a_drained_server_finishes_its_answers() -> None:
         session.wait_until(lambda: session.is_closed)
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
+
+
+def test_tokens_on_their_way_behind_a_cancelled_request_are_forgotten() -> None:
+    engine = EngineThread(endless(), 4)
+    job = engine.submit([Request([1], 5), Request([2], 5)])
+    job.cancel(0)
+    job.put([(0, NewToken(0, 46, -1.0, (), "length")), (1, NewToken(1, 46, -1.0, (), None))])
+    assert engine.in_flight == 1
+    assert [index for index, _ in asyncio.run(job.next())] == [1]
+    job.fail(RuntimeError("late"))
+    job.put([(1, NewToken(1, 46, -1.0, (), "length"))])
+    assert engine.in_flight == 0
+    assert job.is_over
 
 
 def test_a_server_is_left_with_nothing_in_flight(server_with_answers: Running) -> None:

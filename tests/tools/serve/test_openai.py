@@ -353,6 +353,14 @@ def test_a_chat_that_cannot_be_is_refused_by_name(
     assert message in answer.json()["error"]["message"]
 
 
+def test_an_answer_can_be_sent_back_as_a_message(client: openai.OpenAI, session: Scripted) -> None:
+    asked = [{"role": "user", "content": "x", "type": "text"}]
+    done = client.chat.completions.create(model="llemma", messages=asked, max_tokens=2, temperature=0)  # type: ignore
+    turns = [*asked, done.choices[0].message.model_dump(), {"role": "user", "content": "y"}]
+    client.chat.completions.create(model="llemma", messages=turns, max_tokens=2)  # type: ignore
+    assert bytes(session.seen[-1].prompt_ids) == b"x ny"
+
+
 def test_neutral_values_and_what_changes_no_text_are_taken(server: Running) -> None:
     more = {
         "user": "me", "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "suffix": None,
