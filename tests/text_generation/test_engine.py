@@ -32,7 +32,7 @@ MODELS["llama 3 scaling"] = {
         "original_max_position_embeddings": 32,
     }
 }
-AT_TP_2 = ["llama", "qwen2", "qwen3", "olmo2", "padded vocabulary", "llama 3 scaling"]
+AT_TP_2 = ["llama", "qwen3", "olmo2", "padded vocabulary"]
 
 
 def some_prompts() -> list[list[int]]:
