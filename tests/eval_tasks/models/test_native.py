@@ -93,19 +93,26 @@ def give_beginning(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=["no beginning", "beginning of sequence"])
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint, and its export. Weights are large: the likeliest ids lie apart."""
+KINDS = ["no beginning", "beginning of sequence"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Of each kind a checkpoint, and its export."""
+    return {kind: make_folders(tmp_path_factory.mktemp("native"), kind) for kind in KINDS}
+
+
+def make_folders(folder: Path, kind: str) -> tuple[Path, Path]:
+    """Weights are large: the likeliest ids lie apart."""
     from megatron.checkpointing.convert import hf_to_neox, neox_to_hf
 
-    folder = tmp_path_factory.mktemp("native")
     keys: dict[str, Any] = {
         "initializer_range": 0.2,
         "max_position_embeddings": CONTEXT,
         "num_hidden_layers": 2,
     }
     save_hf_llama(folder / "base", **keys)
-    if request.param != "no beginning":
+    if kind == "beginning of sequence":
         give_beginning(folder / "base")
     hf_to_neox(folder / "base", folder / "neox", 1)
     neox_to_hf(folder / "neox", folder / "hf")
@@ -135,9 +142,11 @@ def assert_equal(ours: dict[str, list[Any]], theirs: dict[str, list[Any]]) -> No
     assert ours["generate_until"] == theirs["generate_until"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_answers_are_those_of_hf_on_the_export(folders: tuple[Path, Path], ranks: int) -> None:
-    checkpoint, hf = folders
+@pytest.mark.parametrize(("kind", "ranks"), [(KINDS[0], 1), (KINDS[1], 1), (KINDS[1], 2)])
+def test_answers_are_those_of_hf_on_the_export(
+    folders: dict[str, tuple[Path, Path]], kind: str, ranks: int
+) -> None:
+    checkpoint, hf = folders[kind]
     ours = run_ranks(native_answers, ranks, checkpoint, ranks, REQUESTS, {})
     assert ours[1:] == [None] * (ranks - 1)
     theirs = of_hf(hf, REQUESTS)
@@ -147,22 +156,24 @@ def test_answers_are_those_of_hf_on_the_export(folders: tuple[Path, Path], ranks
 
 
 @pytest.mark.parametrize("settings", [
-    {"add_bos_token": True}, {"add_bos_token": False}, {"max_length": 40}, {"prefix_token_id": 9},
+    {"add_bos_token": True, "max_length": 40}, {"add_bos_token": False, "prefix_token_id": 9},
 ])  # fmt: skip
-def test_settings_mean_what_they_mean_there(folders: tuple[Path, Path], settings: dict[str, Any]) -> None:
-    checkpoint, hf = folders
+def test_settings_mean_what_they_mean_there(
+    folders: dict[str, tuple[Path, Path]], settings: dict[str, Any]
+) -> None:
+    checkpoint, hf = folders[KINDS[1]]
     [ours] = run_ranks(native_answers, 1, checkpoint, 1, REQUESTS, settings)
     assert_equal(ours, of_hf(hf, REQUESTS, **settings))
 
 
 @pytest.fixture(scope="module")
-def lm(folders: tuple[Path, Path]) -> Any:
+def lm(folders: dict[str, tuple[Path, Path]]) -> Any:
     from eval_tasks.models.native import NativeLM
     from megatron.backend import initialize, shut_down
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
 
-    with NativeLM(open_model(folders[0], initialize(ParallelConfig(), seed=1))) as lm:
+    with NativeLM(open_model(folders[KINDS[0]][0], initialize(ParallelConfig(), seed=1))) as lm:
         yield lm
     shut_down()
 
