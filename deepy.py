@@ -39,6 +39,7 @@ examples:
   python deepy.py train.py -d configs llemma_34b proof_pile_2 --plan --nodes 32 --gpus-per-node 8 --gpu a100
   python deepy.py train.py -d configs llemma_7b proof_pile_2 slurm --set num_nodes=32 --submit
   python deepy.py generate.py --set num_gpus=2 -- checkpoints/llemma_7b --prompt "Let x be"
+  python deepy.py tools/serve.py --set num_gpus=2 -- checkpoints/llemma_7b --port 8000
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,10 +133,3 @@ async def _refused(request: Request, error: Exception) -> JSON:
 
 async def _our_fault(request: Request, _: Exception) -> JSON:
     return refusal_answer(request.url.path, Refused(500, "the server has made a mistake; its log says which"))
-
-
-def names_problem(names: Sequence[str]) -> str | None:
-    """What is wrong with names to serve a model under."""
-    if any(not name or not name.isprintable() for name in names):
-        return "a name must be some printable text"
-    return "the names must differ" if len(set(names)) < len(names) else None

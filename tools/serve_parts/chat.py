@@ -124,7 +124,10 @@ def _message(value: object, place: str) -> dict[str, str]:
     if role not in _ROLES:
         raise fields.refuse("role", role, f"must be one of {', '.join(_ROLES)}")
     content = _content(fields.take("content"), place)
-    fields.not_supported(tool_calls=[], function_call=None, audio=None, refusal=None)
+    # An answer of this API that is sent back has these; older lm-evals give each message a type.
+    fields.not_supported(
+        tool_calls=[], function_call=None, audio=None, refusal=None, annotations=[], type="text"
+    )
     name = fields.text("name", "")
     tool_call_id = fields.text("tool_call_id", "")
     fields.nothing_else()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -135,8 +136,11 @@ class Choice:
     def _release(self, new: str, finish_reason: str | None) -> Piece:
         self.text += new
         self.finish_reason = finish_reason
-        held, self._held = tuple(self._held), []
-        return Piece(self.index, new, held, finish_reason)
+        # A token whose text is not certain yet may still belong to a stop string.
+        end = math.inf if finish_reason is not None else len(self.text)
+        certain = tuple(spelt for spelt in self._held if spelt.offset < end)
+        self._held = self._held[len(certain) :]
+        return Piece(self.index, new, certain, finish_reason)
 
 
 async def pieces(job: Job, choices: list[Choice]) -> AsyncIterator[Piece]:

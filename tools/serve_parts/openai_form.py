@@ -31,6 +31,13 @@ def common_fields(fields: Fields) -> dict[str, Any]:
         frequency_penalty=0, presence_penalty=0, repetition_penalty=1, min_p=0, min_tokens=0, logit_bias={},
         use_beam_search=False,
     )  # fmt: skip
+    # vLLM's, at what is done here anyway.
+    fields.not_supported(
+        add_special_tokens=False,
+        skip_special_tokens=False,
+        ignore_eos=False,
+        include_stop_str_in_output=False,
+    )
     fields.without_effect(
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"
     )

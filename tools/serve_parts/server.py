@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from tools.serve_parts.engine_thread import EngineThread
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Server(uvicorn.Server):
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def run_until_told(self, listener: socket.socket) -> int:
-        """Serves until SIGTERM or SIGINT, or until the engine fails; returns the exit status."""
+        """Serves until SIGTERM, SIGINT or SIGHUP, or until the engine fails; returns the exit status."""
         asyncio.run(self.serve(sockets=[listener]))
         if self._engine.error is None:
             return 0

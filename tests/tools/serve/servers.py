@@ -25,6 +25,8 @@ from tools.serve_parts.wanted import Limits, Served
 
 EOD = 256
 WAIT_SECONDS = 60.0
+# Reading the certificates of all authorities takes longer than a request does.
+PLAIN: dict[str, Any] = {"timeout": WAIT_SECONDS, "verify": False}
 LIMITS = Limits(body_bytes=100_000, request_seconds=WAIT_SECONDS, new_tokens=512, in_flight=64)
 
 
@@ -73,6 +75,7 @@ class Scripted:
     is_closed: bool = False
     go: threading.Event = field(default_factory=threading.Event)
     failure: Exception | None = None
+    fails_at_step: int | None = None
 
     def __post_init__(self) -> None:
         self.go.set()
@@ -99,6 +102,8 @@ class Scripted:
             raise self.failure
         time.sleep(self.step_seconds)
         self.steps += 1
+        if self.steps == self.fails_at_step:
+            raise RuntimeError("as the test wants it")
         while self.waiting and len(self.running) < self.most_at_once:
             self.running.append(self.waiting.pop(0))
         self.most_running = max(self.most_running, len(self.running))
@@ -161,10 +166,10 @@ class Running:
         """Posts an object as JSON, or bytes as they are."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         headers = {"content-type": "application/json", **more.pop("headers", {})}
-        return httpx.post(self.url + path, content=body, headers=headers, timeout=WAIT_SECONDS, **more)
+        return httpx.post(self.url + path, content=body, headers=headers, **PLAIN, **more)
 
     def get(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=WAIT_SECONDS, **more)
+        return httpx.get(self.url + path, **PLAIN, **more)
 
 
 @contextlib.contextmanager

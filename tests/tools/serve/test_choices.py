@@ -73,5 +73,7 @@ def test_pieces_add_up_to_the_text_before_the_first_stop(
     assert choice.finish_reason == ("stop" if ends or is_ended or not ids else "length")
     assert offsets == sorted(offsets)
     assert all(offset <= len(choice.text) for offset in offsets)
-    if not ends:
+    if ends:
+        assert all(offset < len(choice.text) for offset in offsets), "tokens of the stop string are left out"
+    else:
         assert len(names) == len(ids or [EOD])
