@@ -43,7 +43,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seed",
         type=int,
         default=0,
-        help="of the draws, with a temperature; the prompts after the first have those after it",
+        help="of the draws, with a temperature; the next prompts have the next seeds",
     )
     parser.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
     parser.add_argument("--iteration", type=int, help="of the checkpoint to take, instead of the newest")
