@@ -250,6 +250,8 @@ def test_folders_that_cannot_be_scored_are_named(tmp_path: Path, graders: Grader
     write(tmp_path / "a", [Sample("other", "1", 0, "p", "r", generation="g")])
     with pytest.raises(UserError, match="--task=other: no such task; there are llemma_math"):
         score_folder(tmp_path / "a", tell=quiet)
+    with pytest.raises(UserError, match="holds no samples_<task>.jsonl"):
+        score_folder(tmp_path / "a", tell=quiet, left_out={"other"})
     write(tmp_path / "b", gsm8k_samples(5)[:-1])
     with pytest.raises(UserError, match="item q29 has 3 samples, others up to 4; finish the run"):
         score_folder(tmp_path / "b", graders=graders, tell=quiet)
