@@ -26,9 +26,12 @@ FALSE = Theorem("wrong", "Theorem wrong : 1 = 2.")
 
 TEXTS = [
     "intros. split.", "idtac \"a. b\". idtac.", "idtac (* x. y (* z. *) *). idtac.", "idtac (* \"*)\" . *).",
-    "split. - idtac. + idtac. ++ idtac. }", "{ idtac. }", "2: { idtac. }", "[x]: { idtac. }", "auto... idtac.",
-    "exact (Nat.add 1 2). idtac.", "idtac.idtac.", "apply Nat.add_comm.", "idtac \"a\"\". \". idtac.", "all: idtac. 1-2: idtac.",
-    "Check [1; 2]%list.\nidtac.", "idtac.\tidtac.", "(* only. *) idtac.", "exists 1.5%nat. idtac.", "idtac .. .", "*** idtac.",
+    "split. - idtac. + idtac. ++ idtac. }", "{ idtac. }", "2: { idtac. }", "[x]: { idtac. }",
+    "auto... idtac.",
+    "exact (Nat.add 1 2). idtac.", "idtac.idtac.", "apply Nat.add_comm.", "idtac \"a\"\". \". idtac.",
+    "all: idtac. 1-2: idtac.",
+    "Check [1; 2]%list.\nidtac.", "idtac.\tidtac.", "(* only. *) idtac.", "exists 1.5%nat. idtac.",
+    "idtac .. .", "*** idtac.",
 ]  # fmt: skip
 
 
@@ -45,7 +48,7 @@ def test_sentences_end_where_coqtop_ends_them() -> None:
     marked = "".join(f'Check "mark{at}". {text}\n' for at, text in enumerate(TEXTS))
     done = subprocess.run(
         ["coqtop", "-q", "-emacs", "-w", "none"],
-        input=f"Require Import String. Open Scope string_scope.\nGoal True /\\ True.\n{marked}Check \"end\".\n",
+        input=f'Require Import String. Open Scope string_scope.\nGoal True /\\ True.\n{marked}Check "end".\n',
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
     )  # fmt: skip
     counted = [part.count("<prompt>") - 1 for part in re.split(r'"(?:mark\d+|end)"\n', done.stdout)]
@@ -59,10 +62,14 @@ def test_what_has_no_end(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "Admitted", "lia. Admitted.", "intros. lia", "admit", "give_up.", "exact (ltac:(admit))", "Axiom f : False.", "all: Check 1.",
-    "1: Print nat.", "#[local] Axiom f : False.", "Unset Guard Checking.", "- lia", "{ lia. }", "(* x *) Qed.", "(* x *)", "", ".",
-    'idtac "<prompt>"', "lia.\nQed.", "Timeout 5 lia.", "Fail lia.", "Local Notation \"1\" := 2.", "[x]: Redirect \"f\" Check 1.", "!: Abort.",
-    "lia. (* x", "Restart", "Proof using.", "Time Abort.", "par : Admitted.", "1,2-3: Cd \"/\".", 'Load "x".', "BackTo 3.",
+    "Admitted", "lia. Admitted.", "intros. lia", "admit", "give_up.", "exact (ltac:(admit))",
+    "Axiom f : False.", "all: Check 1.",
+    "1: Print nat.", "#[local] Axiom f : False.", "Unset Guard Checking.", "- lia", "{ lia. }",
+    "(* x *) Qed.", "(* x *)", "", ".",
+    'idtac "<prompt>"', "lia.\nQed.", "Timeout 5 lia.", "Fail lia.", "Local Notation \"1\" := 2.",
+    "[x]: Redirect \"f\" Check 1.", "!: Abort.",
+    "lia. (* x", "Restart", "Proof using.", "Time Abort.", "par : Admitted.", "1,2-3: Cd \"/\".",
+    'Load "x".', "BackTo 3.",
 ])  # fmt: skip
 def test_sentences_that_are_no_tactic(text: str) -> None:
     with pytest.raises(ValueError):
@@ -70,16 +77,22 @@ def test_sentences_that_are_no_tactic(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "sentence"), [
-    ("lia", "lia."), ("intros x  y.", "intros x y."), ("all: lia", "all: lia."), ("rewrite <- H;\n  auto", "rewrite <- H; auto."),
-    ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."), ("exact H.admit", "exact H.admit."),
-    ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."), ("auto...", "auto..."),
+    ("lia", "lia."), ("intros x  y.", "intros x y."), ("all: lia", "all: lia."),
+    ("rewrite <- H;\n  auto", "rewrite <- H; auto."),
+    ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."),
+    ("exact H.admit", "exact H.admit."),
+    ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."),
+    ("auto...", "auto..."),
 ])  # fmt: skip
 def test_tactics(text: str, sentence: str) -> None:
     assert coq_text.one_tactic(text) == sentence
 
 
 def test_the_name_is_that_of_the_last_sentence() -> None:
-    assert coq_text.stated_name("Lemma a : True. Proof. exact I. Qed.\n#[local] Theorem b' (x : nat) : x = x.") == "b'"
+    assert (
+        coq_text.stated_name("Lemma a : True. Proof. exact I. Qed.\n#[local] Theorem b' (x : nat) : x = x.")
+        == "b'"
+    )
     for text in ("Goal True.", "Definition", "Lemma a : True. Proof.", ""):
         with pytest.raises(ValueError):
             coq_text.stated_name(text)
@@ -98,7 +111,10 @@ def test_steps_go_back_and_forth(session: CoqSession) -> None:
     assert right is not None
     assert session.apply(right, "lia").kind == "done"
     assert session.apply(first.state, "lia").kind == "done"  # back at the first, which stayed as it was
-    assert session.apply(first.state, "foo").message == "Error: The reference foo was not found in the current environment."
+    assert (
+        session.apply(first.state, "foo").message
+        == "Error: The reference foo was not found in the current environment."
+    )
     again = session.apply(session.root, "intros a b")
     assert again.state is not None
     assert "a, b : nat" in again.state.goals
@@ -159,9 +175,12 @@ def test_a_search_finds_and_replays() -> None:
 
 @needs_coq
 @pytest.mark.parametrize("proof", [
-    "lia.", "admit.", "Admitted.", "Abort. Theorem wrong : True. exact I.", "reflexivity.", "Axiom f : False. destruct f.",
-    "Qed. Check 1.", "exact I. Qed. Theorem wrong2 : True. exact I.", "idtac (* ", "intros. Unset Guard Checking. exact I.",
-    "Notation \"2\" := 1. reflexivity.", "", 'idtac "Closed under the global context". exact I.', "give_up.", "Optimize Heap.",
+    "lia.", "admit.", "Admitted.", "Abort. Theorem wrong : True. exact I.", "reflexivity.",
+    "Axiom f : False. destruct f.",
+    "Qed. Check 1.", "exact I. Qed. Theorem wrong2 : True. exact I.", "idtac (* ",
+    "intros. Unset Guard Checking. exact I.",
+    "Notation \"2\" := 1. reflexivity.", "", 'idtac "Closed under the global context". exact I.',
+    "give_up.", "Optimize Heap.",
 ])  # fmt: skip
 def test_no_proof_of_what_is_false(proof: str) -> None:
     assert not CoqProver(find_coq(), Limits()).check(FALSE, proof).ok
@@ -176,7 +195,9 @@ def test_planted_axioms_are_refused_and_named() -> None:
     assert verdict.axioms == ("Replayed.easy",)
     assert CoqProver(find_coq(), Limits(), ("Replayed.easy",)).check(planted, "exact easy.").ok
     # The name of an axiom of the library does not make it one.
-    disguised = Theorem("wrong", "Module Classical_Prop. Axiom classic : 1 = 2. End Classical_Prop.\n" + FALSE.statement)
+    disguised = Theorem(
+        "wrong", "Module Classical_Prop. Axiom classic : 1 = 2. End Classical_Prop.\n" + FALSE.statement
+    )
     assert not prover.check(disguised, "exact Classical_Prop.classic.").ok
     for header in ("Parameter p : 1 = 2.", "Lemma p : 1 = 2. Admitted.", "Conjecture p : 1 = 2."):
         assert not prover.check(Theorem("wrong", FALSE.statement, header), "exact p.").ok
@@ -194,7 +215,8 @@ def test_axioms_of_the_library_are_allowed_and_named() -> None:
 
 @needs_coq
 @pytest.mark.parametrize("statement", [
-    "Theorem t : 1 = true.", "Theorem t : True", "Goal True.", "Theorem t : True. Proof. exact I. Qed. Definition u := 1.", "Theorem t",
+    "Theorem t : 1 = true.", "Theorem t : True", "Goal True.",
+    "Theorem t : True. Proof. exact I. Qed. Definition u := 1.", "Theorem t",
 ])  # fmt: skip
 def test_statements_that_are_none(statement: str) -> None:
     prover = CoqProver(find_coq(), Limits())
