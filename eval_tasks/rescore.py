@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval_tasks.answers.workers import Graders
 from eval_tasks.results.json_lines import read_lines
 from eval_tasks.results.samples import Sample, SampleWriter, read_verdicts, verdicts_file
 from eval_tasks.results.scoring import ProgramJudge, Tell, score_folder
@@ -51,7 +52,7 @@ def rescore(
     undo_html: bool = False,
     *,
     judge_programs: ProgramJudge | None = None,
-    processes: int | None = None,
+    graders: Graders | None = None,
     tell: Tell = print,
 ) -> Rescored:
     """Judges the generations of a file by the rule of a task and writes a results folder for them.
@@ -64,7 +65,7 @@ def rescore(
         output: a folder that is not there yet, or empty.
         undo_html: the texts hold HTML entities (`&lt;`), which are undone first.
         judge_programs: runs model-written programs, for tasks that have some.
-        processes: of graders (default: one for each processor).
+        graders: a pool that is open already (default: one of its own, with a process for each processor).
         tell: says results and agreements, one line each.
 
     Raises:
@@ -76,12 +77,12 @@ def rescore(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output}: is not empty; choose a new folder")
     recorded: dict[tuple[str, int], tuple[int, bool]] = {}
-    read = _read(samples, task, html.unescape if undo_html else str, recorded)
+    read = _read(samples, task, known, html.unescape if undo_html else str, recorded)
     first = next(read, None)
     if first is None:
         raise UserError(f"--rescore={samples}: holds no line; give JSONL with {', '.join(_TEXTS)}")
     _write_samples(first, read, output, task)
-    results = score_folder(output, judge_programs=judge_programs, processes=processes, tell=tell)
+    results = score_folder(output, judge_programs=judge_programs, graders=graders, tell=tell)
     agreements = _agreements(known, recorded, output, task)
     for agreement in agreements:
         tell(str(agreement))
@@ -109,7 +110,11 @@ def _write_samples(first: Sample, rest: Iterator[Sample], output: Path, task: st
 
 
 def _read(
-    path: Path, task: str, plain: Callable[[str], str], recorded: dict[tuple[str, int], tuple[int, bool]]
+    path: Path,
+    task: str,
+    known: Task,
+    plain: Callable[[str], str],
+    recorded: dict[tuple[str, int], tuple[int, bool]],
 ) -> Iterator[Sample]:
     lines: dict[tuple[str, int], int] = {}
     for number, fields in read_lines(path):
@@ -117,6 +122,11 @@ def _read(
         for name in _TEXTS:
             if not isinstance(fields.get(name), str):
                 raise UserError(f"{where}: has no text under {name!r}; give {', '.join(_TEXTS)}")
+        if known.rule is not None and known.rule.reference(plain(fields["reference"])) is None:
+            raise UserError(
+                f"{where}: reference={fields['reference']!r:.80}: holds no answer for the rule "
+                f"{known.rule.name!r}; repair the line, or give another --task"
+            )
         item, at = _key(fields, number, where)
         if lines.setdefault((item, at), number) != number:
             raise UserError(

@@ -131,12 +131,15 @@ def _problems(folder: Path, task: str) -> dict[str, bytes]:
 
 
 def _answers(first: Path, second: Path, task: str, common: list[str]) -> dict[str, Comparison]:
-    found: dict[str, Comparison] = {}
-    shares = [_shares(folder, task) for folder in (first, second)]
-    found["accuracy"] = compare(*([of_folder[item] for item in common] for of_folder in shares))
-    if all(votes_file(folder, task).is_file() for folder in (first, second)):
-        votes = [read_votes(votes_file(folder, task)) for folder in (first, second)]
-        found["majority vote"] = compare(*([float(each[item].correct) for item in common] for each in votes))
+    shares, others = _shares(first, task), _shares(second, task)
+    found = {"accuracy": compare([shares[item] for item in common], [others[item] for item in common])}
+    files = [votes_file(folder, task) for folder in (first, second)]
+    if all(path.is_file() for path in files):
+        votes, other_votes = read_votes(files[0]), read_votes(files[1])
+        found["majority vote"] = compare(
+            [float(votes[item].correct) for item in common],
+            [float(other_votes[item].correct) for item in common],
+        )
     return found
 
 

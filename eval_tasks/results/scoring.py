@@ -50,7 +50,7 @@ def score_folder(
     folder: Path,
     *,
     judge_programs: ProgramJudge | None = None,
-    processes: int | None = None,
+    graders: Graders | None = None,
     tell: Tell = print,
     left_out: Container[str] = (),
 ) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def score_folder(
     Args:
         folder: with `samples_<task>.jsonl`, and `run.json` where evaluate.py made it.
         judge_programs: runs model-written programs, for tasks that have some.
-        processes: of graders (default: one for each processor).
+        graders: a pool that is open already (default: one of its own, with a process for each processor).
         tell: says in one line each what was measured.
         left_out: tasks that another program judges.
 
@@ -75,9 +75,8 @@ def score_folder(
     run = _run_of(folder)
     content: dict[str, Any] = {"tasks": {}, "model": run.get("model"), "settings": run.get("tasks")}
     with ExitStack() as stack:
-        graders: Graders | None = None
-        if any(task.rule is not None for task in tasks.values()):
-            graders = stack.enter_context(Graders(processes))
+        if graders is None and any(task.rule is not None for task in tasks.values()):
+            graders = stack.enter_context(Graders())
         for name, task in tasks.items():
             settings = (run.get("tasks") or {}).get(name)
             fields = _score_task(folder, name, task, settings, graders, judge_programs)
@@ -128,8 +127,9 @@ def _score_task(
     else:
         votes_file(folder, name).unlink(missing_ok=True)
         metrics |= measured.pass_metrics(items) if count > 1 else {}
-    _write_disagreements(folder, name, items)
-    return _fields(task, len(items), count, metrics, settings) | measured.by_group(items)
+    differing = _write_disagreements(folder, name, items)
+    fields = _fields(task, len(items), count, metrics, settings)
+    return fields | {"grader_disagreements": differing} | measured.by_group(items)
 
 
 def _need(found: list[Any], path: Path) -> None:
@@ -199,8 +199,8 @@ def _fields(
     }
 
 
-def _write_disagreements(folder: Path, name: str, items: Iterable[ItemVerdicts]) -> None:
-    """One line a sample on which Minerva's rule, or the task's own, and math-verify disagree."""
+def _write_disagreements(folder: Path, name: str, items: Iterable[ItemVerdicts]) -> int:
+    """Writes one line a sample on which the task's rule and math-verify disagree; returns how many."""
     lines = [
         encoded_line({**verdict.as_fields(), "program": None})
         for item in items
@@ -208,6 +208,7 @@ def _write_disagreements(folder: Path, name: str, items: Iterable[ItemVerdicts])
         if verdict.math_verify is not None and verdict.math_verify != verdict.correct
     ]
     _write(disagreements_file(folder, name), b"".join(lines))
+    return len(lines)
 
 
 def _write(path: Path, content: str | bytes) -> None:

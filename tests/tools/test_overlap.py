@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from eval_tasks.results.samples import Sample, SampleWriter, Verdict, verdicts_file, write_records
 from megatron.data.token_file import TokenFile
 from tests.data.corpora import train_sentencepiece, write_documents
 from tests.tools.overlaps import (
@@ -336,6 +337,38 @@ def test_the_page_runs_nothing_that_a_document_says(tmp_path: Path) -> None:
     assert "default-src 'none'" in page
     assert "http:" not in page
     assert "https:" not in page
+
+
+@pytest.mark.parametrize("of", ["problem", "reference"])
+def test_verdicts_of_evaluate_are_results_as_they_are(tmp_path: Path, test_set: Path, of: str) -> None:
+    """Two samples an item; its text, under whichever name, and its level lie in the samples beside them."""
+    questions = items()
+    hit = [number for number, item in enumerate(questions) if len(item.split()) >= 30][:8]
+    corpus = write_jsonl(tmp_path / "c.jsonl", [questions[number] for number in hit])
+    folder = tmp_path / "results"
+    verdicts = []
+    with SampleWriter(folder, "llemma_math") as writer:
+        for number, question in enumerate(questions):
+            problem, reference = (question, "other") if of == "problem" else ("other", question)
+            for sample in range(2):
+                made = Sample(
+                    "llemma_math", f"x{number}", sample, problem, reference, number % 3 + 1, generation=""
+                )
+                writer.append([made])
+                right = (number + sample) % 3 == 0
+                verdicts.append(Verdict(f"x{number}", sample, None, right, None, right))
+    write_records(verdicts_file(folder, "llemma_math"), verdicts)
+    command = arguments(test_set, tmp_path / "out", corpus, results=verdicts_file(folder, "llemma_math"))
+    succeed(command)
+    table = json.loads((tmp_path / "out" / "report.json").read_text())["results"]
+    assert (table["results"], table["unmatched_results"], table["items_without_result"]) == (120, 0, 0)
+    assert [row["level"] for row in table["rows"]] == ["1", "2", "3", "all items"]
+    for number, row in enumerate(table["rows"]):
+        for name, is_hit in (("with_hits", True), ("without_hits", False)):
+            of_row = [n for n in range(60) if (number == 3 or n % 3 == number) and (n in hit) == is_hit]
+            count = sum((n + sample) % 3 == 0 for n in of_row for sample in (0, 1))
+            assert (row[name]["right"], row[name]["of"]) == (count, 2 * len(of_row))
+            assert row[name]["accuracy"] == (count / (2 * len(of_row)) if of_row else None)
 
 
 def test_accuracy_with_and_without_hits(tmp_path: Path, test_set: Path) -> None:

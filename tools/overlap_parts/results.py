@@ -15,11 +15,15 @@ from typing import Any
 import orjson
 
 from eval_tasks.measures.intervals import wilson
+from eval_tasks.results.samples import iterate_samples, samples_file
 from megatron.neox_arguments.errors import UserError
 from tools.overlap_parts.items import Item
 
 # Where a result says whether it is right: ours, then lm-eval's metrics of tasks with one answer.
 CORRECT_KEYS = ("correct", "exact_match", "exact_match,none", "acc", "is_correct")
+# A verdict of evaluate.py has the texts of its item under these names, whatever the test set calls them.
+EVALUATED = "evaluate.py"
+EVALUATED_TEXTS = ("problem", "reference")
 ID_KEYS = ("doc_id", "id", "item", "index")
 
 
@@ -122,6 +126,7 @@ def _results(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
             lines = path.read_bytes().split(b"\n")
         except OSError as error:
             raise UserError(f"--results={path}: cannot be read ({error.strerror}); give JSONL") from None
+        about = _evaluated_items(path)
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -131,7 +136,29 @@ def _results(files: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise UserError(f"--results={path}:{number}: is not JSON ({error.msg}); repair it") from None
             if not isinstance(fields, dict):
                 raise UserError(f"--results={path}:{number}: is not a JSON object; give one a line")
-            yield f"{path}:{number}", fields
+            yield f"{path}:{number}", {**_of_item(about, fields), **fields}
+
+
+def _evaluated_items(path: Path) -> dict[str, dict[str, Any]]:
+    """What evaluate.py keeps of each item, in `samples_<task>.jsonl` beside its verdicts; else nothing."""
+    task = path.stem.removeprefix("verdicts_")
+    samples = samples_file(path.parent, task)
+    if task == path.stem or not samples.is_file():
+        return {}
+    return {
+        sample.item: {
+            EVALUATED: True,
+            "problem": sample.problem,
+            "reference": sample.reference,
+            "level": sample.level,
+        }
+        for sample in iterate_samples(samples)
+    }
+
+
+def _of_item(about: dict[str, dict[str, Any]], fields: dict[str, Any]) -> dict[str, Any]:
+    item = fields.get("item")
+    return about.get(item, {}) if isinstance(item, str) else {}
 
 
 def _nested(fields: dict[str, Any], key: str) -> Any:
@@ -145,9 +172,11 @@ def _nested(fields: dict[str, Any], key: str) -> Any:
 def _item_of(
     fields: dict[str, Any], key: str, by_text: dict[str, Item], by_id: dict[Any, Item]
 ) -> Item | None:
-    text = _nested(fields, key)
-    if isinstance(text, str):
-        return by_text.get(" ".join(text.split()))
+    keys = (key, *EVALUATED_TEXTS) if EVALUATED in fields else (key,)
+    texts = [text for key in keys if isinstance(text := _nested(fields, key), str)]
+    if texts:
+        found = (by_text.get(" ".join(text.split())) for text in texts)
+        return next((item for item in found if item is not None), None)
     for name in ID_KEYS:
         value = fields.get(name)
         if isinstance(value, (str, int)) and not isinstance(value, bool):
