@@ -182,13 +182,14 @@ class CoqSession:
             return Outcome("timeout" if message == "Error: Timeout!" else "error", message=message)
         goals = self._goals(self._limits.tactic_seconds + _GRACE_SECONDS)
         self._back_to(self._at_number)
+        path = (*state.path, sentence)
         if goals == "No more goals.":
-            return Outcome("done")
+            return Outcome("done", State(path, ""))
         if not _GOALS.match(
             goals
         ):  # only what was shelved or given up is left: nothing a tactic could go on with
             return Outcome("error", message=goals[:500])
-        return Outcome("open", State((*state.path, sentence), goals))
+        return Outcome("open", State(path, goals))
 
     def _timed(self, sentence: str) -> tuple[bool, str]:
         seconds = math.ceil(self._limits.tactic_seconds)

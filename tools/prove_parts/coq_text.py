@@ -144,11 +144,10 @@ def one_tactic(text: str) -> str:
     Raises:
         ValueError: it is none, or more than one, or one that may not be; the message says why.
     """
-    stripped = text.strip()
     try:
-        found = sentences(stripped if stripped.endswith(".") else stripped + ".")
-    except Unfinished as error:
-        raise ValueError(str(error)) from None
+        found = sentences(text)
+    except Unfinished:
+        found = sentences(text.rstrip() + ".")
     if len(found) != 1:
         raise ValueError(f"is {len(found)} sentences and not one")
     if is_structure(found[0]) or found[0].strip(". \t\n") == "":

@@ -208,7 +208,7 @@ class LeanSession:
             return Outcome("open", State(path, "\n\n".join(goals)))
         if status.startswith("Incomplete"):
             return Outcome("error", message=status)
-        return Outcome("done")
+        return Outcome("done", State(path, ""))
 
     def _ask(self, number: int, tactic: str) -> dict[str, Any]:
         answer = self._repl.ask({"tactic": tactic, "proofState": number}, self._limits.tactic_seconds)

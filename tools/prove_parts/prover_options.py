@@ -59,11 +59,7 @@ def add_prover_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
     )
     prover.add_argument("--lake", type=Path, default=Path("lake"), metavar="PROGRAM", help="(default: lake)")
     if "isabelle" in choices:
-        prover.add_argument(
-            "--isabelle-server",
-            metavar="NAME",
-            help="an Isabelle server that runs, as isabelle-client names it",
-        )
+        _add_isabelle_options(prover)
     prover.add_argument(
         "--allow-axiom", action="append", default=[], metavar="NAME",
         help="full name of an axiom that proofs may rest on, beside the standard library's; may be repeated",
@@ -84,6 +80,23 @@ def add_prover_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]
     limits.add_argument(
         "--prover-memory-gib", type=at_least(1), default=defaults.memory_bytes >> 30, metavar="N",
         help=f"address space of a prover's process (default: {defaults.memory_bytes >> 30})",
+    )  # fmt: skip
+
+
+def _add_isabelle_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--isabelle-server", type=Path, metavar="FILE", help="what `isabelle server` printed when it started"
+    )
+    group.add_argument(
+        "--isabelle-session", default="HOL", metavar="NAME", help="image to build theories on (default: HOL)"
+    )
+    group.add_argument(
+        "--isabelle-folder", action="append", default=[], metavar="FOLDER",
+        help="with further sessions, such as the Archive of Formal Proofs; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--hammer-timeout", type=float, default=120.0, metavar="S",
+        help="seconds for a call of sledgehammer, 0 for none (default: 120)",
     )  # fmt: skip
 
 
@@ -124,5 +137,11 @@ def make_checker(args: argparse.Namespace) -> MakeChecker:
         UserError: it is not installed, or something of it is missing.
     """
     if args.prover == "isabelle":
-        raise UserError("--prover=isabelle: is not built in yet; use coq or lean")
+        from tools.prove_parts.isabelle import IsabelleChecker, find_isabelle
+
+        server = find_isabelle(
+            args.isabelle_server, args.isabelle_session, args.isabelle_folder, args.hammer_timeout
+        )
+        limits = limits_of(args)
+        return lambda: IsabelleChecker(server, limits)
     return make_prover(args)

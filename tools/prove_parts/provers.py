@@ -71,7 +71,7 @@ class Outcome:
     """`open`: goals are left; `done`: none are, as far as the session can tell (only `check` decides);
     `error`: the prover refused it; `timeout`; `forbidden`: it was not sent to the prover at all."""
     state: State | None = None
-    """With `open`."""
+    """What it led to, with `open` and with `done`, where its goals are empty."""
     message: str = ""
     """Of the prover, with `error`, and of ours with `forbidden`."""
 

@@ -50,6 +50,13 @@ class ProofRun:
         done: theorem → line, of the runs before this one.
     """
 
+    FILE = PROOFS
+
+    @staticmethod
+    def read(path: Path) -> dict[str, dict[str, Any]]:
+        """The lines of the file by their keys."""
+        return read_proofs(path)
+
     def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
         """Begins a run or goes on with one.
 
@@ -57,14 +64,14 @@ class ProofRun:
             UserError: the folder holds a run with other settings, or another process writes to it.
         """
         self.folder = folder
-        path = folder / PROOFS
+        path = folder / self.FILE
         self._appender = Appender(path)
         try:
             if overwrite:
                 path.write_bytes(b"")
                 (folder / SETTINGS).unlink(missing_ok=True)
             self._agree(settings)
-            self.done = read_proofs(path)
+            self.done = self.read(path)
         except OSError as error:
             self.close()
             raise UserError(
@@ -78,10 +85,10 @@ class ProofRun:
         path = self.folder / SETTINGS
         plain = json.loads(json.dumps(settings))
         if not path.exists():
-            if (self.folder / PROOFS).stat().st_size > 0:
+            if (self.folder / self.FILE).stat().st_size > 0:
                 raise UserError(
-                    f"--output={self.folder}: holds {PROOFS} without {SETTINGS}; choose another folder, or "
-                    "add --overwrite"
+                    f"--output={self.folder}: holds {self.FILE} without {SETTINGS}; choose another folder, "
+                    "or add --overwrite"
                 )
             write_whole(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
             return

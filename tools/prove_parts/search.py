@@ -88,6 +88,7 @@ class _Search:
         """
         root = session.root
         self._push(0.0, root, self._note(None, None, 0.0, Outcome("open", root)))
+        self.tree[0]["goals"] = root.goals[:_GOALS_CHARACTERS]
         while self._queue:
             if self.expansions == self._limits.expansions:
                 return "expansions"
@@ -115,12 +116,14 @@ class _Search:
             outcome = session.apply(entry.state, candidate.tactic)
             cost = entry.cost - candidate.logprob
             node = self._note(entry.node, candidate, cost, outcome)
+            if outcome.state is None:
+                continue
             if outcome.kind == "done":
-                self._judge((*entry.state.path, candidate.tactic), cost, node)
-            elif outcome.state is not None and outcome.state.goals in self._seen:
+                self._judge(outcome.state.path, cost, node)
+            elif outcome.state.goals in self._seen:
                 self.tree[node]["outcome"] = "seen"
-                del self.tree[node]["goals"]
-            elif outcome.state is not None:
+            else:
+                self.tree[node]["goals"] = outcome.state.goals[:_GOALS_CHARACTERS]
                 self._push(cost, outcome.state, node)
 
     def _go_on(self) -> None:
@@ -134,8 +137,6 @@ class _Search:
         node: dict[str, Any] = {"parent": parent, "outcome": outcome.kind, "cost": round(cost, 6)}
         if candidate is not None:
             node["tactic"], node["logprob"] = candidate.tactic, round(candidate.logprob, 6)
-        if outcome.state is not None:
-            node["goals"] = outcome.state.goals[:_GOALS_CHARACTERS]
         if outcome.message:
             node["message"] = outcome.message[:_MESSAGE_CHARACTERS]
         self.tree.append(node)

@@ -54,7 +54,7 @@ def read_theorems(
             continue
         theorem = Theorem(
             _text(row, NAME_KEYS, name_key, "--name-key", where),
-            _NO_PROOF[language].sub("", _text(row, STATEMENT_KEYS, statement_key, "--statement-key", where)),
+            without_proof(_text(row, STATEMENT_KEYS, statement_key, "--statement-key", where), language),
             str(row.get("header") or header),
         )
         if not theorem.statement.strip():
@@ -65,6 +65,11 @@ def read_theorems(
         kept = "" if split is None else f" with split {split}"
         raise UserError(f"--theorems={path}: has no theorem{kept}; give another file or --split")
     return list(found.values())
+
+
+def without_proof(statement: str, language: str) -> str:
+    """A statement up to where its proof begins: `:= by sorry` and the like are no part of it."""
+    return _NO_PROOF[language].sub("", statement)
 
 
 def _row(line: str, where: str) -> dict[str, object]:

@@ -6,26 +6,30 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from tools.prove_parts.provers import MakeProver, Prover, Theorem
+from tools.prove_parts.provers import Checker
 from tools.prove_parts.search import Stopped
 
-Work = Callable[[Prover, Theorem, Callable[[], bool]], dict[str, Any]]
+Item = TypeVar("Item")
+Tool = TypeVar("Tool", bound=Checker)
 
 # How often the thread that waits looks whether the user has stopped it.
 _LOOK_SECONDS = 0.5
 
 
 def records_of(
-    theorems: Sequence[Theorem], make_prover: MakeProver, work: Work, workers: int
+    theorems: Sequence[Item],
+    make_prover: Callable[[], Tool],
+    work: Callable[[Tool, Item, Callable[[], bool]], dict[str, Any]],
+    workers: int,
 ) -> Iterator[dict[str, Any]]:
-    """`work`'s result for each theorem, in the order in which they end.
+    """`work`'s result for each theorem, or attempt at one, in the order in which they end.
 
     Whatever ends the iteration early (an exception of a worker, which comes out here; Ctrl-C; the caller)
     stops the workers before their next tactic and waits for them: no prover is left behind.
     """
-    waiting: queue.SimpleQueue[Theorem] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for theorem in theorems:
         waiting.put(theorem)
     results: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
@@ -60,10 +64,10 @@ def _next(results: queue.SimpleQueue[dict[str, Any] | BaseException]) -> dict[st
 
 
 def _work(
-    waiting: queue.SimpleQueue[Theorem],
+    waiting: queue.SimpleQueue[Item],
     results: queue.SimpleQueue[dict[str, Any] | BaseException],
-    make_prover: MakeProver,
-    work: Work,
+    make_prover: Callable[[], Tool],
+    work: Callable[[Tool, Item, Callable[[], bool]], dict[str, Any]],
     stop: threading.Event,
 ) -> None:
     try:

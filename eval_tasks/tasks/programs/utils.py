@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
+from eval_tasks.programs.sandbox import Sandbox, open_sandbox
+from eval_tasks.programs.verdicts import GSM8K_PYTHON, MATH_PYTHON, judged
 from eval_tasks.prompts import prompt
 from eval_tasks.tasks import documents as common
 
@@ -44,3 +48,18 @@ def math_prompt(doc: common.Document) -> str:
     """Llemma's examples, with the problem at their end."""
     examples = prompt("llemma_math_python_5_shot").text
     return f"{examples}\n\nProblem:\n{doc['problem']}\n\n{MATH_INSTRUCTION}\n```"
+
+
+def gsm8k_results(doc: common.Document, results: Sequence[str]) -> dict[str, float]:
+    """For lm-eval's own command: whether what `solution()` returns is the reference."""
+    return {"correct": float(judged(_sandbox(), GSM8K_PYTHON, results[0], doc["reference"]).correct)}
+
+
+def math_results(doc: common.Document, results: Sequence[str]) -> dict[str, float]:
+    """For lm-eval's own command: whether `answer` equals the reference."""
+    return {"correct": float(judged(_sandbox(), MATH_PYTHON, results[0], doc["reference"]).correct)}
+
+
+@functools.cache
+def _sandbox() -> Sandbox:
+    return open_sandbox()

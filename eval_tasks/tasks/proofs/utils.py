@@ -10,6 +10,7 @@ generated.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from eval_tasks.prompts import prompt
@@ -93,6 +94,12 @@ def isabelle_repair_prompt(doc: common.Document) -> str:
     message = " ".join(_extra(doc, "message").replace("*)", ")").split())[:_MESSAGE_CHARACTERS]
     failed = f"{isabelle_prompt(doc)}\n{_extra(doc, 'failed_proof').strip()}"
     return f"{failed}\n\n\n\n(* The proof above fails: {message} *)\n\nCorrected:\n{doc['reference']}"
+
+
+def written_results(doc: common.Document, results: Sequence[Any]) -> dict[str, float]:
+    """For lm-eval's own command, which knows no prover: whether there is any text."""
+    texts = results[0] if isinstance(results[0], list) else [results[0]]
+    return {"written": float(any(text.strip() for text in texts))}
 
 
 def _extra(doc: common.Document, name: str) -> str:

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/prove.py as it is typed: theorems in, records out, stopped and gone on with, shown as a page."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron.neox_arguments.errors import UserError
+from tests.tools import repl_stand_in
+from tools import prove
+from tools.prove_parts.records import read_proofs
+from tools.prove_parts.report import as_markdown, interval, summary
+from tools.prove_parts.theorems import read_theorems
+from tools.prove_parts.tree_page import tree_page
+
+ROOT = Path(__file__).parents[2]
+TACTICS = ["no", "step", "left", "finish"]
+
+
+def records(count: int) -> list[dict[str, Any]]:
+    """Theorems of which every third has no proof, and the others a longer one each."""
+    made = []
+    for number in range(count):
+        goals = [f"n : ℕ\n⊢ n + {number} = {step}" for step in range(number % 4 + 1)]
+        last = "" if number % 3 else f"⊢ {number} is open"
+        steps = [[goal, "step", after] for goal, after in zip(goals, goals[1:], strict=False)]
+        steps += [[goals[0], "left", f"⊢ {number} astray"], [goals[-1], "finish", last]]
+        made.append({"statement": f"theorem t{number} (n : ℕ) : n = n", "root": goals[0], "steps": steps})
+    return made
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> list[str]:
+    """The options of a search for twelve theorems in the stand-in, without --output."""
+    pytest.importorskip("lean_interact", reason="needs requirements-eval.txt")
+    made = records(12)
+    rows = [{"full_name": f"t{n}", "statement": record["statement"]} for n, record in enumerate(made)]
+    (tmp_path / "theorems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tactics.txt").write_text("# a comment\n" + "\n\n".join(TACTICS))
+    options = repl_stand_in.install(tmp_path, made)
+    return [
+        "search", *options, "--theorems", str(tmp_path / "theorems.jsonl"), "--tactics", str(tmp_path / "tactics.txt"),
+        "--tactic-timeout", "60",
+    ]  # fmt: skip
+
+
+def comparable(folder: Path) -> dict[str, dict[str, Any]]:
+    lines = read_proofs(folder / "proofs.jsonl")
+    return {name: {**line, "seconds": 0} for name, line in sorted(lines.items())}
+
+
+def start(place: list[str], output: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "tools" / "prove.py"), *place, "--output", str(output), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_killed_again_and_again_it_comes_to_the_same(place: list[str], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(place, whole)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "8 of 12 proved, 66.7%" in out
+    draws, kills = random.Random(5), 0
+    for _ in range(200):
+        process = start(place, killed, "--workers", "2")
+        lines_before = len((killed / "proofs.jsonl").read_bytes()) if (killed / "proofs.jsonl").exists() else 0
+        end = time.monotonic() + 120
+        # Let it get somewhere first, then kill it at any moment: in a line, between two, at the start of a prover.
+        while process.poll() is None and time.monotonic() < end:
+            path = killed / "proofs.jsonl"
+            if path.exists() and path.stat().st_size > lines_before and draws.random() < 0.3:
+                break
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        kills += 1
+        with (killed / "proofs.jsonl").open("rb+") as file:  # and some kills come within a write
+            size = file.seek(0, os.SEEK_END)
+            if draws.random() < 0.5 and size > lines_before + 10:
+                file.truncate(size - 7)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert kills >= 2
+    assert comparable(killed) == comparable(whole)
+    expected = json.loads((whole / "results.json").read_text())["tasks"]["theorems"]
+    results = json.loads((killed / "results.json").read_text())["tasks"]["theorems"]
+    for changing in ("seconds", "proofs"):
+        results.pop(changing), expected.pop(changing)
+    assert results == expected
+
+
+def test_ctrl_c_stops_and_leaves_no_prover(place: list[str], tmp_path: Path) -> None:
+    (tmp_path / "tactics.txt").write_text("hang\n")
+    process = start([*place[:-1], "5"], tmp_path / "output")  # --tactic-timeout 5
+    assert process.stdout is not None
+    assert "t0" in process.stdout.readline()
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in err
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, timeout=60).stdout
+    assert str(tmp_path) not in listed
+    assert len(read_proofs(tmp_path / "output" / "proofs.jsonl")) < 12
+
+
+def test_what_does_not_go_together(place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refusal(*options: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            prove.main([*place, "--output", str(tmp_path / "output"), *options])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    prove.main([*place, "--output", str(tmp_path / "output"), "--limit", "2"])
+    assert "max_expansions=100 and now 7" in refusal("--max-expansions", "7")
+    (tmp_path / "tactics.txt").write_text("other\n")
+    assert "tactics=" in refusal()
+    rows = (tmp_path / "theorems.jsonl").read_text()
+    (tmp_path / "tactics.txt").write_text("\n".join(TACTICS))
+    (tmp_path / "theorems.jsonl").write_text(rows.replace("theorem t1 (n : ℕ)", "theorem t1 (m : ℕ)"))
+    (tmp_path / "theorems.jsonl").write_text(rows.replace("t1 (n", "t1 (m"))
+    assert "t1 with another statement" in refusal()
+    (tmp_path / "theorems.jsonl").write_text(rows)
+    assert "has no .lake" in refusal("--lean-repl", str(tmp_path))
+    assert "--decoding=beam" in refusal_of_native(place, tmp_path, capsys)
+    assert read_proofs(tmp_path / "output" / "proofs.jsonl").keys() == {"t0", "t1"}  # nothing was lost
+    prove.main([*place, "--output", str(tmp_path / "output"), "--limit", "1", "--max-expansions", "7", "--overwrite"])
+    assert read_proofs(tmp_path / "output" / "proofs.jsonl").keys() == {"t0"}
+
+
+def refusal_of_native(place: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    at = place.index("--tactics")
+    with pytest.raises(SystemExit):
+        prove.main([
+            *place[:at], *place[at + 2 :], "--native", str(folder), "--decoding", "beam", "--output", str(folder / "o"),
+        ])  # fmt: skip
+    return capsys.readouterr().err
+
+
+def test_a_search_with_tactics_imports_no_torch() -> None:
+    program = (
+        "import sys\nfrom tools import prove\nfrom tools.prove_parts import search_command, tree_command, coq, lean\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'lm_eval') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(("language", "row", "statement"), [
+    ("coq", {"name": "a", "source": "Lemma a : True.\nProof.\nAdmitted.\n"}, "Lemma a : True."),
+    ("coq", {"name": "a", "statement": "Lemma a : True."}, "Lemma a : True."),
+    ("lean", {"full_name": "a", "statement": "theorem a : True := by sorry"}, "theorem a : True"),
+    ("lean", {"id": "a", "formal_statement": "theorem a : 1 = 1 :=\nsorry\n"}, "theorem a : 1 = 1"),
+    ("lean", {"id": "a", "statement": "theorem a : True := by"}, "theorem a : True"),
+])  # fmt: skip
+def test_theorems_in_the_forms_of_their_editions(
+    tmp_path: Path, language: str, row: dict[str, str], statement: str
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(row) + "\n\n")
+    (theorem,) = read_theorems(path, language, header="H")
+    assert (theorem.name, theorem.statement, theorem.header) == ("a", statement, "H")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("{", "t.jsonl:1: is no JSON"), ("[1]", "t.jsonl:1: is no JSON object"), ('{"name": "a"}', "no text under statement"),
+    ('{"statement": "x"}', "--name-key"), ("", "has no theorem"), ('{"name": "a", "statement": "Proof. Admitted."}', "is empty"),
+    ('{"name": "a", "statement": "x"}\n{"name": "a", "statement": "y"}', "t.jsonl:2: a is there twice"),
+])  # fmt: skip
+def test_theorems_that_cannot_be_read(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_theorems(tmp_path / "t.jsonl", "coq")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_theorems(tmp_path / "absent", "coq")
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    fields = {
+        "theorem": "t", "statement": "s", "proved": False, "proof": None, "seconds": 1.0, "expansions": 1,
+        "status": "search_ended", "tree": None, "tactics": None, "rejected": [], "message": "",
+    }  # fmt: skip
+    return {**fields, **changes}
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (json.dumps({"theorem": "t"}) + "\n", "proofs.jsonl:1: statement: is no str"),
+    ("nonsense\n", "proofs.jsonl:1: is no JSON"),
+    (json.dumps(line()) + "\n" + json.dumps(line(proved=True)) + "\n", "proofs.jsonl:2: theorem=t: is there twice"),
+    (json.dumps(line(tree="x")) + "\n", "proofs.jsonl:1: tree=x: is no list"),
+])  # fmt: skip
+def test_records_that_cannot_be_read(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "proofs.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_proofs(tmp_path / "proofs.jsonl")
+
+
+class _Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.open, self.depth, self.tags = "", list[str](), 0, set[str]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert not {name for name, _ in attrs} & {"src", "href", "onclick", "style"}, "nothing is loaded or run"
+        if tag not in ("meta",):
+            self.open.append(tag)
+            self.depth = max(self.depth, self.open.count("details"))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_tree_as_a_page() -> None:
+    evil = "<script>alert(1)</script> & \"quotes\" ⊢ </pre>"
+    tree: list[dict[str, Any]] = [{"parent": None, "outcome": "open", "cost": 0.0, "goals": evil, "expanded": 0}]
+    for depth in range(1500):  # deeper than Python recurses
+        tree.append({"parent": depth, "outcome": "open", "cost": depth / 2, "goals": f"g{depth}", "tactic": evil})
+    tree.append({"parent": 1500, "outcome": "proved", "cost": 1.0, "tactic": "done"})
+    for outcome in ("error", "timeout", "forbidden", "seen", "rejected"):
+        tree.append({"parent": 0, "outcome": outcome, "cost": 1.0, "tactic": outcome, "message": evil})
+    page = tree_page(line(theorem=evil, statement=evil, proof=evil, proved=True, status="proved", tree=tree))
+    read = _Page()
+    read.feed(page)
+    assert read.open == []
+    assert read.tags == {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "pre", "code", "span",
+                         "details", "summary", "table", "tr", "td"}  # fmt: skip
+    assert read.depth >= 1501
+    assert read.text.count(evil) == 1500 + 9
+    assert "4 that led nowhere" in read.text
+    assert page.count('<details open class="path">') == 1502
+
+
+def test_a_tree_is_written_by_name(place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prove.main([*place, "--output", str(tmp_path / "o"), "--limit", "2"])
+    prove.main(["tree", str(tmp_path / "o"), "t1", "--output", str(tmp_path / "t1.html")])
+    assert "proved and replayed" in (tmp_path / "t1.html").read_text()
+    with pytest.raises(SystemExit):
+        prove.main(["tree", str(tmp_path / "o"), "t9", "--output", str(tmp_path / "t9.html")])
+    assert "give one of its 2 theorems" in capsys.readouterr().err
+
+
+def test_the_report_counts() -> None:
+    proved = line(proved=True, status="proved", proof="x", tactics=["x"], expansions=1, seconds=2.0)
+    deep = line(proved=True, status="proved", proof="x", tactics=["x", "y", "z"], expansions=5, seconds=4.0)
+    content = summary("minif2f", [proved, deep, line(), line(status="timeout")], {"prover": "coq"})
+    task = content["tasks"]["minif2f"]
+    assert task["proved"] == 2
+    assert task["statuses"] == {"proved": 2, "search_ended": 1, "timeout": 1}
+    assert task["proofs"] == {"single_tactic": 1, "median_tactics": 2, "median_expansions": 2, "median_seconds": 3.0}
+    assert "2 of 4 proved, 50.0%" in as_markdown(content)
+    lean = summary("m", [proved] * 244, {
+        "prover": "lean", "candidates": 32, "tactic_tokens": 256, "max_expansions": 100, "theorem_seconds": 600.0,
+        "decoding": "beam",
+    })["tasks"]["m"]  # fmt: skip
+    assert lean["comparable"] is True
+    assert lean["published"]["Llemma 7B"] == 26.23
+    assert "draws" not in as_markdown(content)
+
+
+def test_the_interval_is_wilsons() -> None:
+    scipy_stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    for successes, items in ((64, 244), (0, 12), (12, 12), (1, 3)):
+        theirs = scipy_stats.binomtest(successes, items).proportion_ci(method="wilson")
+        assert interval(successes, items) == pytest.approx((theirs.low, theirs.high), abs=1e-6)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coq: sentences, sessions in coqtop, and replays that let nothing false through."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tools.prove_parts import coq_text
+from tools.prove_parts.coq import CoqProver, CoqSession, find_coq
+from tools.prove_parts.proposers import FixedTactics
+from tools.prove_parts.provers import BadStatement, Limits, ProverDied, Theorem
+from tools.prove_parts.search import SearchLimits, search
+from tools.prove_parts.steady_session import SteadySession
+
+needs_coq = pytest.mark.skipif(shutil.which("coqtop") is None, reason="needs coqtop on PATH (Debian: coq)")
+
+SWAP = Theorem("swap", "Require Import Lia.\nTheorem swap : forall n m : nat, n = n /\\ n + m = m + n.")
+FALSE = Theorem("wrong", "Theorem wrong : 1 = 2.")
+
+TEXTS = [
+    "intros. split.", "idtac \"a. b\". idtac.", "idtac (* x. y (* z. *) *). idtac.", "idtac (* \"*)\" . *).",
+    "split. - idtac. + idtac. ++ idtac. }", "{ idtac. }", "2: { idtac. }", "[x]: { idtac. }", "auto... idtac.",
+    "exact (Nat.add 1 2). idtac.", "idtac.idtac.", "apply Nat.add_comm.", "idtac \"a\"\". \". idtac.", "all: idtac. 1-2: idtac.",
+    "Check [1; 2]%list.\nidtac.", "idtac.\tidtac.", "(* only. *) idtac.", "exists 1.5%nat. idtac.", "idtac .. .", "*** idtac.",
+]  # fmt: skip
+
+
+@pytest.fixture
+def session() -> Iterator[CoqSession]:
+    session = CoqProver(find_coq(), Limits(tactic_seconds=2)).open(SWAP)
+    yield session
+    session.close()
+
+
+@needs_coq
+def test_sentences_end_where_coqtop_ends_them() -> None:
+    # Each text between two marks; a prompt comes after each sentence, whatever Coq thinks of it.
+    marked = "".join(f'Check "mark{at}". {text}\n' for at, text in enumerate(TEXTS))
+    done = subprocess.run(
+        ["coqtop", "-q", "-emacs", "-w", "none"],
+        input=f"Require Import String. Open Scope string_scope.\nGoal True /\\ True.\n{marked}Check \"end\".\n",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+    )  # fmt: skip
+    counted = [part.count("<prompt>") - 1 for part in re.split(r'"(?:mark\d+|end)"\n', done.stdout)]
+    assert counted[1:-1] == [len(coq_text.sentences(text)) for text in TEXTS]
+
+
+@pytest.mark.parametrize("text", ["idtac", "idtac (* . ", 'idtac ". ', "idtac. (* x"])
+def test_what_has_no_end(text: str) -> None:
+    with pytest.raises(coq_text.Unfinished):
+        coq_text.sentences(text)
+
+
+@pytest.mark.parametrize("text", [
+    "Admitted", "lia. Admitted.", "intros. lia", "admit", "give_up.", "exact (ltac:(admit))", "Axiom f : False.", "all: Check 1.",
+    "1: Print nat.", "#[local] Axiom f : False.", "Unset Guard Checking.", "- lia", "{ lia. }", "(* x *) Qed.", "(* x *)", "", ".",
+    'idtac "<prompt>"', "lia.\nQed.", "Timeout 5 lia.", "Fail lia.", "Local Notation \"1\" := 2.", "[x]: Redirect \"f\" Check 1.", "!: Abort.",
+    "lia. (* x", "Restart", "Proof using.", "Time Abort.", "par : Admitted.", "1,2-3: Cd \"/\".", 'Load "x".', "BackTo 3.",
+])  # fmt: skip
+def test_sentences_that_are_no_tactic(text: str) -> None:
+    with pytest.raises(ValueError):
+        coq_text.one_tactic(text)
+
+
+@pytest.mark.parametrize(("text", "sentence"), [
+    ("lia", "lia."), ("intros x  y.", "intros x y."), ("all: lia", "all: lia."), ("rewrite <- H;\n  auto", "rewrite <- H; auto."),
+    ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."), ("exact H.admit", "exact H.admit."),
+    ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."), ("auto...", "auto..."),
+])  # fmt: skip
+def test_tactics(text: str, sentence: str) -> None:
+    assert coq_text.one_tactic(text) == sentence
+
+
+def test_the_name_is_that_of_the_last_sentence() -> None:
+    assert coq_text.stated_name("Lemma a : True. Proof. exact I. Qed.\n#[local] Theorem b' (x : nat) : x = x.") == "b'"
+    for text in ("Goal True.", "Definition", "Lemma a : True. Proof.", ""):
+        with pytest.raises(ValueError):
+            coq_text.stated_name(text)
+
+
+@needs_coq
+def test_steps_go_back_and_forth(session: CoqSession) -> None:
+    first = session.apply(session.root, "intros n m")
+    assert first.state is not None
+    both = session.apply(first.state, "split.").state
+    assert both is not None
+    assert both.path == ("intros n m.", "split.")
+    assert both.goals.startswith("2 goals\n")
+    assert both.goals.count("n, m : nat") == 2  # the second goal's hypotheses as well
+    right = session.apply(both, "reflexivity").state
+    assert right is not None
+    assert session.apply(right, "lia").kind == "done"
+    assert session.apply(first.state, "lia").kind == "done"  # back at the first, which stayed as it was
+    assert session.apply(first.state, "foo").message == "Error: The reference foo was not found in the current environment."
+    again = session.apply(session.root, "intros a b")
+    assert again.state is not None
+    assert "a, b : nat" in again.state.goals
+
+
+@needs_coq
+def test_limits_of_a_tactic(session: CoqSession) -> None:
+    assert session.apply(session.root, "do 1000000000000 idtac").kind == "timeout"
+    assert session.alive
+    outcome = session.apply(session.root, 'do 100000 idtac "many words that nobody wants to read"')
+    assert outcome.kind == "error"
+    assert "printed more than" in outcome.message
+    assert not session.alive
+
+
+@needs_coq
+def test_memory_is_limited() -> None:
+    prover = CoqProver(find_coq(), Limits(tactic_seconds=60, memory_bytes=1 << 30))
+    session = prover.open(Theorem("x", "Require Import List.\nTheorem x : True."))
+    try:
+        outcome = session.apply(session.root, "let x := eval vm_compute in (seq 0 30000) in idtac")
+        assert outcome.kind == "error"
+        assert "emory" in outcome.message
+    except ProverDied:
+        pass  # killed outright: what a steady session is for
+    finally:
+        session.close()
+
+
+@needs_coq
+def test_a_killed_coqtop_is_followed_by_another() -> None:
+    steady = SteadySession(CoqProver(find_coq(), Limits()), SWAP)
+    try:
+        first = steady.apply(steady.root, "intros n m").state
+        assert first is not None
+        both = steady.apply(first, "split").state
+        assert both is not None
+        assert isinstance(steady._session, CoqSession)
+        os.kill(steady._session.pid, signal.SIGKILL)
+        right = steady.apply(both, "reflexivity").state
+        assert right is not None
+        assert right.path == ("intros n m.", "split.", "reflexivity.")
+        assert steady.deaths <= 1  # none, where the death was seen before the next tactic
+    finally:
+        steady.close()
+
+
+@needs_coq
+def test_a_search_finds_and_replays() -> None:
+    theorem = Theorem("zero", "Theorem zero : forall n : nat, n + 0 = n.")
+    tactics = FixedTactics(["reflexivity", "simpl", "rewrite IHn", "induction n", "intros n"])
+    line = search(CoqProver(find_coq(), Limits()), theorem, tactics, SearchLimits(seconds=120))
+    assert line["proved"]
+    assert line["tactics"] == ["induction n.", "reflexivity.", "simpl.", "rewrite IHn.", "reflexivity."]
+    assert line["proof"] == "induction n.\nreflexivity.\nsimpl.\nrewrite IHn.\nreflexivity."
+    assert line["rejected"] == []
+
+
+@needs_coq
+@pytest.mark.parametrize("proof", [
+    "lia.", "admit.", "Admitted.", "Abort. Theorem wrong : True. exact I.", "reflexivity.", "Axiom f : False. destruct f.",
+    "Qed. Check 1.", "exact I. Qed. Theorem wrong2 : True. exact I.", "idtac (* ", "intros. Unset Guard Checking. exact I.",
+    "Notation \"2\" := 1. reflexivity.", "", 'idtac "Closed under the global context". exact I.', "give_up.", "Optimize Heap.",
+])  # fmt: skip
+def test_no_proof_of_what_is_false(proof: str) -> None:
+    assert not CoqProver(find_coq(), Limits()).check(FALSE, proof).ok
+
+
+@needs_coq
+def test_planted_axioms_are_refused_and_named() -> None:
+    prover = CoqProver(find_coq(), Limits())
+    planted = Theorem("wrong", "Axiom easy : 1 = 2.\nTheorem wrong : 1 = 2.")
+    verdict = prover.check(planted, "exact easy.")
+    assert not verdict.ok
+    assert verdict.axioms == ("Replayed.easy",)
+    assert CoqProver(find_coq(), Limits(), ("Replayed.easy",)).check(planted, "exact easy.").ok
+    # The name of an axiom of the library does not make it one.
+    disguised = Theorem("wrong", "Module Classical_Prop. Axiom classic : 1 = 2. End Classical_Prop.\n" + FALSE.statement)
+    assert not prover.check(disguised, "exact Classical_Prop.classic.").ok
+    for header in ("Parameter p : 1 = 2.", "Lemma p : 1 = 2. Admitted.", "Conjecture p : 1 = 2."):
+        assert not prover.check(Theorem("wrong", FALSE.statement, header), "exact p.").ok
+    unguarded = "Unset Guard Checking.\nFixpoint f (n : nat) : 1 = 2 := f n."
+    assert not prover.check(Theorem("wrong", FALSE.statement, unguarded), "exact (f 0).").ok
+
+
+@needs_coq
+def test_axioms_of_the_library_are_allowed_and_named() -> None:
+    real = Theorem("r", "Require Import Reals.\nTheorem r : forall x y : R, (x + y = y + x)%R.")
+    verdict = CoqProver(find_coq(), Limits()).check(real, "Proof.\nintros x y.\n{ ring. }\nQed.")
+    assert verdict.ok, verdict.message
+    assert "Coq.Reals.ClassicalDedekindReals.sig_forall_dec" in verdict.axioms
+
+
+@needs_coq
+@pytest.mark.parametrize("statement", [
+    "Theorem t : 1 = true.", "Theorem t : True", "Goal True.", "Theorem t : True. Proof. exact I. Qed. Definition u := 1.", "Theorem t",
+])  # fmt: skip
+def test_statements_that_are_none(statement: str) -> None:
+    prover = CoqProver(find_coq(), Limits())
+    with pytest.raises(BadStatement):
+        prover.open(Theorem("t", statement))
+    with pytest.raises(BadStatement):
+        prover.check(Theorem("t", statement), "exact I.")

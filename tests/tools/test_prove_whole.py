@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`prove.py whole`: samples of evaluate.py become verdicts, pass@k and rows for a repair; a killed run goes
+on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval_tasks.results.samples import Sample, SampleWriter
+from tests.tools.isabelle_stand_in import serving
+from tools import prove
+
+ROOT = Path(__file__).parents[2]
+TASK = "llemma_minif2f_isabelle"
+STATEMENTS = {name: f'theorem {name}:\n  shows "{name.upper()}"' for name in ("easy", "hard", "wrong")}
+RIGHT = 'proof -\n  show "{}" by simp\nqed'
+KNOWS = {"EASY": {"by simp"}, "HARD": {"by simp"}}
+
+
+def write_samples(folder: Path, task: str, proofs: dict[tuple[str, int], str]) -> Path:
+    with SampleWriter(folder, task) as writer:
+        writer.append(
+            Sample(
+                task, f"item of {name}", number, f"Show {name}.", STATEMENTS[name], generation=proof,
+                more={"name": name, "informal_proof": "It is clear.", "header": "Main"},
+            )
+            for (name, number), proof in proofs.items()
+        )  # fmt: skip
+    return folder
+
+
+def proof_of(name: str, right: bool) -> str:
+    text = RIGHT.format(name.upper()) if right else 'proof -\n  show "NOTHING" by simp\nqed'
+    return f"\n{text}\n\n\n\nInformal:\nanother"
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def first_round(folder: Path) -> Path:
+    right = {("easy", 0), ("easy", 2), ("hard", 3)}
+    proofs = {(name, n): proof_of(name, (name, n) in right) for name in STATEMENTS for n in range(4)}
+    return write_samples(folder, TASK, proofs)
+
+
+def test_isabelle_from_samples_to_pass_at_k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written, output, rows = (
+        first_round(tmp_path / "written"),
+        tmp_path / "checked",
+        tmp_path / "failures.jsonl",
+    )
+    with serving(KNOWS) as server:
+        (tmp_path / "server.txt").write_text(server.line)
+        command = [
+            "whole",
+            str(written),
+            "--prover",
+            "isabelle",
+            "--isabelle-server",
+            str(tmp_path / "server.txt"),
+        ]
+        prove.main([*command, "--output", str(output), "--failures", str(rows), "--workers", "2"])
+        asked = len(server.commands)
+        prove.main([*command, "--output", str(output)])  # all is there: the server is not asked again
+        assert len(server.commands) == asked
+        assert "theory Whole imports Main\n" in server.theories["Whole"]
+    proofs = {line["theorem"]: line for line in lines_of(output / "proofs.jsonl")}
+    assert [proofs[name]["proved"] for name in STATEMENTS] == [True, True, False]
+    assert [proofs[name]["right"] for name in STATEMENTS] == [2, 1, 0]
+    assert proofs["easy"]["proof"] == RIGHT.format("EASY")
+    found = json.loads((output / "results.json").read_text())["tasks"]["written"]
+    for k in (1, 2, 4):
+        by_counting = sum(1 - comb(4 - right, k) / comb(4, k) for right in (2, 1, 0)) / 3
+        assert found["metrics"][f"pass@{k}"]["value"] == pytest.approx(by_counting)
+    assert found["proved_in_round"] == [2]
+    assert found["published"]["Llemma 7B"] == 22.1
+    assert isinstance(found["comparable"], str)
+    assert "pass@4 66.7%" in capsys.readouterr().out
+    (row,) = lines_of(rows)
+    assert row["name"] == "wrong"
+    assert row["message"] == "Failed to finish proof: goal (1 subgoal): 1. NOTHING"
+    assert row["failed_proof"].startswith("proof -")
+
+
+def test_a_repair_has_the_message_and_counts_apart(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs requirements/requirements-eval.txt")
+    from eval_tasks.runs.catalogue import catalogue
+    from eval_tasks.runs.local_data import LocalFile
+    from eval_tasks.runs.requests import items_of
+
+    written = first_round(tmp_path / "written")
+    with serving({**KNOWS, "WRONG": {"by simp"}}) as server:
+        (tmp_path / "server.txt").write_text(server.line)
+        options = ["--prover", "isabelle", "--isabelle-server", str(tmp_path / "server.txt"), "--output"]
+        rows = tmp_path / "rows.jsonl"
+        prove.main(["whole", str(written), *options, str(tmp_path / "one"), "--failures", str(rows)])
+        entry = catalogue()[f"{TASK}_repair"]
+        (item,) = items_of(entry, LocalFile(rows), None, 100)
+        assert item.prompt.endswith(
+            'proof -\n  show "NOTHING" by simp\nqed\n\n\n\n'
+            "(* The proof above fails: Failed to finish proof: goal (1 subgoal): 1. NOTHING *)\n\n"
+            'Corrected:\ntheorem wrong:\n  shows "WRONG"'
+        )
+        assert json.loads(item.doc["extra"])["name"] == "wrong"
+        repaired = write_samples(
+            tmp_path / "repaired", f"{TASK}_repair", {("wrong", 0): proof_of("wrong", True)}
+        )
+        prove.main(["whole", str(written), str(repaired), *options, str(tmp_path / "two")])
+    found = json.loads((tmp_path / "two" / "results.json").read_text())["tasks"]["written"]
+    assert found["proved_in_round"] == [2, 1]
+    assert found["metrics"]["proved"]["value"] == 1.0
+    assert found["metrics"]["pass@4"]["value"] == pytest.approx(2 / 3)
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    written = first_round(tmp_path / "written")
+    with serving(KNOWS) as server:
+        (tmp_path / "server.txt").write_text(server.line)
+        command = [sys.executable, "tools/prove.py", "whole", str(written), "--prover", "isabelle"]
+        command += ["--isabelle-server", str(tmp_path / "server.txt"), "--output", str(tmp_path / "killed")]
+        attempts = tmp_path / "killed" / "attempts.jsonl"
+        for lines in (1, 5):
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+            while process.poll() is None:
+                if attempts.is_file() and attempts.read_bytes().count(b"\n") >= lines:
+                    process.send_signal(signal.SIGKILL)
+                    break
+                time.sleep(0.01)
+            process.wait()
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        prove.main([*command[2:-1], str(tmp_path / "whole")])
+    ours, theirs = (
+        [
+            {key: value for key, value in line.items() if key != "seconds"}
+            for line in lines_of(path / "proofs.jsonl")
+        ]
+        for path in (tmp_path / "killed", tmp_path / "whole")
+    )
+    assert ours == theirs
+    assert len(lines_of(attempts)) == 12
+
+
+def test_coq_checks_whole_proofs(tmp_path: Path) -> None:
+    if shutil.which("coqc") is None:
+        pytest.skip("needs Coq (Debian: coq)")
+    statement = "Theorem sum_of_zero (n : nat) : n + 0 = n."
+    proofs = {0: "induction n; simpl; congruence.", 1: "reflexivity.", 2: "admit.", 3: "Axiom a : False."}
+    with SampleWriter(tmp_path, "any") as writer:
+        writer.append(
+            Sample("any", "sum_of_zero", number, "", statement, generation=proof)
+            for number, proof in proofs.items()
+        )
+    prove.main(
+        ["whole", str(tmp_path / "samples_any.jsonl"), "--prover", "coq", "--output", str(tmp_path / "out")]
+    )
+    lines = {line["sample"]: line for line in lines_of(tmp_path / "out" / "attempts.jsonl")}
+    assert [lines[number]["ok"] for number in range(4)] == [True, False, False, False]
+    (proof,) = lines_of(tmp_path / "out" / "proofs.jsonl")
+    assert (proof["proved"], proof["right"], proof["expansions"]) == (True, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "tasks with proofs for coq: none"),
+        ({"prover": "isabelle"}, "--isabelle-server: is not set"),
+        ({"prover": "isabelle", "header": "none"}, "--header=none: cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    change: dict[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = first_round(tmp_path / "written")
+    options = {"prover": "coq", "output": str(tmp_path / "out")} | change
+    with pytest.raises(SystemExit) as ended:
+        prove.main(
+            ["whole", str(written), *(word for key, value in options.items() for word in (f"--{key}", value))]
+        )
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_other_settings_and_other_proofs_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = first_round(tmp_path / "written")
+    with serving(KNOWS) as server:
+        (tmp_path / "server.txt").write_text(server.line)
+        command = [
+            "whole",
+            str(written),
+            "--prover",
+            "isabelle",
+            "--isabelle-server",
+            str(tmp_path / "server.txt"),
+        ]
+        command += ["--output", str(tmp_path / "out")]
+        prove.main(command)
+        with pytest.raises(SystemExit):
+            prove.main([*command, "--hammer-timeout", "5"])
+        assert "hammer_seconds=120" in capsys.readouterr().err
+        file = written / f"samples_{TASK}.jsonl"
+        file.write_text(file.read_text().replace("NOTHING", "OTHER"))
+        with pytest.raises(SystemExit):
+            prove.main(command)
+        assert "has a verdict on another proof" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+Require Import Lia Lra Psatz Ring Field.
