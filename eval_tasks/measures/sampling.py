@@ -34,6 +34,8 @@ def maj_at_k(class_of: Sequence[int | None], right: Sequence[bool], k: int, seed
     sizes = np.bincount(
         [len(right) if number is None else number for number in class_of], minlength=len(right) + 1
     )
+    if k == 1:  # the vote of one sample is that sample
+        return float((sizes[:-1] * np.asarray(right, dtype=float)).sum() / len(class_of))
     if k == len(class_of):
         drawn = sizes[None, :]
     else:

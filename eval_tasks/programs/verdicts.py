@@ -22,7 +22,7 @@ from eval_tasks.answers.minerva import exact_number
 from eval_tasks.answers.rules import MATH
 from eval_tasks.programs.equal_inside import close
 from eval_tasks.programs.pool import in_parallel
-from eval_tasks.programs.sandbox import Outcome, Sandbox, open_sandbox
+from eval_tasks.programs.sandbox import Outcome, Sandbox
 from eval_tasks.results.samples import Sample, Verdict
 
 # Where the next example would begin; released stop string of GSM8k+Python.
@@ -115,24 +115,6 @@ def verdicts(
         return Verdict(sample.item, sample.sample, found.answer, None, None, found.correct, found.program)
 
     return in_parallel(verdict, samples, workers)
-
-
-def program_judge(
-    unsafe: bool = False, workers: int | None = None
-) -> Callable[[str, Iterable[Sample]], Iterator[Verdict]]:
-    """What judges the samples of a task by the name of its rule, in a sandbox that is opened with the first.
-
-    Raises, when it is called first:
-        UserError: there is no isolation here, and `unsafe` is not set.
-    """
-    opened: list[Sandbox] = []
-
-    def judge(rule: str, samples: Iterable[Sample]) -> Iterator[Verdict]:
-        if not opened:
-            opened.append(open_sandbox(unsafe=unsafe))
-        return verdicts(opened[0], RULES[rule], samples, workers)
-
-    return judge
 
 
 def described(value: str | None) -> tuple[str, str | None]:

@@ -59,7 +59,13 @@ def _draw_accuracy(tasks: Mapping[str, Any], path: Path) -> Path:
     axes.set_yticks(places, [_label(name, fields) for name, fields in tasks.items()], color=INK)
     axes.set_ylim(-0.6, len(tasks) - 0.4)
     axes.set_xlim(left=0)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    handles, labels = axes.get_legend_handles_labels()  # matplotlib puts marks with intervals last
+    axes.legend(
+        [handles[-1], *handles[:-1]], [labels[-1], *labels[:-1]], frameon=False, labelcolor=INK, fontsize=9,
+        loc="upper left", bbox_to_anchor=(1.01, 1.0),
+    )  # fmt: skip
+    if any(fields["comparable"] is not True for fields in tasks.values()):
+        axes.set_xlabel("right items (%)      * not measured as published; results.md says why", color=INK)
     return write_figure(figure, path)
 
 

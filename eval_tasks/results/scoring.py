@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -72,10 +73,6 @@ def score_folder(
     tasks = {name: task_named(name) for name in tasks_in(folder) if name not in left_out}
     if not tasks:
         raise UserError(f"{folder}: holds no samples_<task>.jsonl; give a folder that evaluate.py made")
-    for name, task in list(tasks.items()):
-        if task.prover is not None:
-            tell(f"{name}: its proofs are checked by tools/prove.py whole --prover {task.prover}")
-            del tasks[name]
     run = _run_of(folder)
     content: dict[str, Any] = {"tasks": {}, "model": run.get("model"), "settings": run.get("tasks")}
     with ExitStack() as stack:
@@ -83,7 +80,10 @@ def score_folder(
             graders = stack.enter_context(Graders())
         for name, task in tasks.items():
             settings = (run.get("tasks") or {}).get(name)
+            before = Counter() if graders is None else Counter(graders.failures)
             fields = _score_task(folder, name, task, settings, graders, judge_programs)
+            if graders is not None:
+                fields["questions_without_answer"] = dict(graders.failures - before)
             content["tasks"][name] = fields
             tell(_summary(name, fields))
     _write(folder / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -76,7 +76,7 @@ def _published(tasks: Mapping[str, Any]) -> list[str]:
     for name, fields in known.items():
         metric = main_measure(fields)
         here = f"{100 * fields['metrics'][metric]['value']:.1f}"
-        cells = [_percent(fields["published"].get(model, {}).get(metric)) for model in models]
+        cells = [_published_cell(fields["published"].get(model, {}), metric) for model in models]
         verdict = "yes" if fields["comparable"] is True else f"no: {fields['comparable']}"
         rows.append([name, metric, here, *cells, verdict])
     sources = dict.fromkeys(
@@ -92,8 +92,12 @@ def main_measure(fields: Mapping[str, Any]) -> str:
     return voted if voted in fields["metrics"] else "accuracy"
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def _published_cell(values: Mapping[str, Any], metric: str) -> str:
+    """The figure in percent; of a vote with another number of samples, with that."""
+    if metric in values:
+        return f"{100 * values[metric]:.1f}"
+    voted = [name for name in values if name.startswith("maj@")] if metric.startswith("maj@") else []
+    return f"{100 * values[voted[0]]:.1f} ({voted[0]})" if voted else ""
 
 
 def _details(name: str, fields: Mapping[str, Any]) -> list[str]:

