@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.data.corpora import shared_folder
+from tools import prove
 from tools.prove_parts import coq_text
 from tools.prove_parts.coq import CoqProver, CoqSession, find_coq
 from tools.prove_parts.proposers import FixedTactics
 from tools.prove_parts.provers import BadStatement, Limits, ProverDied, Theorem
+from tools.prove_parts.records import read_proofs
 from tools.prove_parts.search import SearchLimits, search
 from tools.prove_parts.steady_session import SteadySession
 
@@ -40,6 +45,11 @@ def session() -> Iterator[CoqSession]:
     session = CoqProver(find_coq(), Limits(tactic_seconds=2)).open(SWAP)
     yield session
     session.close()
+
+
+@pytest.fixture(scope="module")
+def prover() -> CoqProver:
+    return CoqProver(find_coq(), Limits())
 
 
 @needs_coq
@@ -68,7 +78,8 @@ def test_what_has_no_end(text: str) -> None:
     "(* x *) Qed.", "(* x *)", "", ".",
     'idtac "<prompt>"', "lia.\nQed.", "Timeout 5 lia.", "Fail lia.", "Local Notation \"1\" := 2.",
     "[x]: Redirect \"f\" Check 1.", "!: Abort.",
-    "lia. (* x", "Restart", "Proof using.", "Time Abort.", "par : Admitted.", "1,2-3: Cd \"/\".",
+    "lia. (* x", "Restart", "lia" + " " * 10_000 + "; lia", "Proof using.", "Time Abort.",
+    "par : Admitted.", "1,2-3: Cd \"/\".",
     'Load "x".', "BackTo 3.",
 ])  # fmt: skip
 def test_sentences_that_are_no_tactic(text: str) -> None:
@@ -132,7 +143,7 @@ def test_limits_of_a_tactic(session: CoqSession) -> None:
 
 @needs_coq
 def test_memory_is_limited() -> None:
-    prover = CoqProver(find_coq(), Limits(tactic_seconds=60, memory_bytes=1 << 30))
+    prover = CoqProver(find_coq(), Limits(tactic_seconds=60, memory_bytes=700 << 20))
     session = prover.open(Theorem("x", "Require Import List.\nTheorem x : True."))
     try:
         outcome = session.apply(session.root, "let x := eval vm_compute in (seq 0 30000) in idtac")
@@ -182,8 +193,8 @@ def test_a_search_finds_and_replays() -> None:
     "Notation \"2\" := 1. reflexivity.", "", 'idtac "Closed under the global context". exact I.',
     "give_up.", "Optimize Heap.",
 ])  # fmt: skip
-def test_no_proof_of_what_is_false(proof: str) -> None:
-    assert not CoqProver(find_coq(), Limits()).check(FALSE, proof).ok
+def test_no_proof_of_what_is_false(prover: CoqProver, proof: str) -> None:
+    assert not prover.check(FALSE, proof).ok
 
 
 @needs_coq
@@ -207,10 +218,10 @@ def test_planted_axioms_are_refused_and_named() -> None:
 
 @needs_coq
 def test_axioms_of_the_library_are_allowed_and_named() -> None:
-    real = Theorem("r", "Require Import Reals.\nTheorem r : forall x y : R, (x + y = y + x)%R.")
-    verdict = CoqProver(find_coq(), Limits()).check(real, "Proof.\nintros x y.\n{ ring. }\nQed.")
+    peirce = Theorem("p", "Require Import Classical.\nTheorem p : forall A : Prop, ~ ~ A -> A.")
+    verdict = CoqProver(find_coq(), Limits()).check(peirce, "Proof.\nintros A.\n{ exact (NNPP A). }\nQed.")
     assert verdict.ok, verdict.message
-    assert "Coq.Reals.ClassicalDedekindReals.sig_forall_dec" in verdict.axioms
+    assert verdict.axioms == ("Coq.Logic.Classical_Prop.classic",)
 
 
 @needs_coq
@@ -224,3 +235,24 @@ def test_statements_that_are_none(statement: str) -> None:
         prover.open(Theorem("t", statement))
     with pytest.raises(BadStatement):
         prover.check(Theorem("t", statement), "exact I.")
+
+
+PORTFOLIO = Path(coq_text.__file__).parent / "portfolios" / "coq_arithmetic"
+# Of miniF2F in Coq: some that a tactic of the portfolio proves, and one that none does.
+PROVED = {"mathd_numbertheory_132", "amc12b_2020_p5"}
+OPEN = {"mathd_numbertheory_156"}
+
+
+@needs_coq
+def test_statements_of_minif2f_by_the_portfolio(tmp_path: Path) -> None:
+    lines = (shared_folder() / "minif2f_rocq_valid.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if json.loads(line)["name"] in PROVED | OPEN]
+    (tmp_path / "theorems.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    prove.main([
+        "search", "--prover", "coq", "--theorems", str(tmp_path / "theorems.jsonl"), "--max-expansions", "1",
+        "--header", f"{PORTFOLIO}.v", "--tactics", f"{PORTFOLIO}.txt", "--output", str(tmp_path / "output"),
+        "--tactic-timeout", "60",
+    ])  # fmt: skip
+    proofs = read_proofs(tmp_path / "output" / "proofs.jsonl")
+    assert {name for name, line in proofs.items() if line["proved"]} == PROVED
+    assert all(line["rejected"] == [] for line in proofs.values())

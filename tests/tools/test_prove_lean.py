@@ -23,7 +23,7 @@ from tools.prove_parts.provers import BadStatement, Limits, Theorem
 from tools.prove_parts.records import read_proofs
 from tools.prove_parts.search import SearchLimits, search
 
-pytest.importorskip("lean_interact", reason="needs requirements-eval.txt")
+lean_interact = pytest.importorskip("lean_interact", reason="needs requirements-eval.txt")
 
 STATEMENT = "theorem both (p q : Prop) (hp : p) (hq : q) : p ∧ q"
 GOAL = "p q : Prop\nhp : p\nhq : q\n⊢ p ∧ q"
@@ -40,6 +40,12 @@ RECORD: dict[str, Any] = {
 }
 THEOREM = Theorem("both", STATEMENT, "import Mathlib")
 LIMITS = Limits(tactic_seconds=30)
+
+
+@pytest.fixture(autouse=True)
+def no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lean-interact collects garbage after each REPL, which takes its time where all of torch is loaded."""
+    monkeypatch.setattr(lean_interact.server.gc, "collect", lambda: 0)
 
 
 def prover(folder: Path, limits: Limits = LIMITS, axioms: tuple[str, ...] = ()) -> LeanProver:
@@ -114,7 +120,8 @@ def test_statements_that_are_none(tmp_path: Path) -> None:
     "set_option debug.skipKernelTC true in simp",
     "open Foo in simp", "simp)\n\ntheorem both : True := by (trivial", "exact (by sorry)",
     "simp /- - /- -/ -/ \nunsafe def x := 1",
-    'exact foo "--" sorry', "nomatch ('\"' : Char) sorry -- \"", "IO.println x", "local notation \"1\" => 2",
+    'exact foo "--" sorry', "nomatch ('\"' : Char) sorry -- \"", "IO.println x", "exact _root_.sorryAx _",
+    "exact _root_.Lean.foo", "exact (unsafeCast h)", "local notation \"1\" => 2",
 ])  # fmt: skip
 def test_words_that_do_not_pass(text: str) -> None:
     assert lean_text.why_forbidden(text) is not None
