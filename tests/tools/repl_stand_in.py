@@ -43,10 +43,16 @@ class Repl:
         if after is None:
             return {"message": f"Lean error:\n{request['tactic']} failed on\n{goals}"}
         self._states.append((statement, after))
-        found: dict[str, Any] = {"proofState": len(self._states) - 1, "goals": after.split("\n\n") if after else []}
+        found: dict[str, Any] = {
+            "proofState": len(self._states) - 1,
+            "goals": after.split("\n\n") if after else [],
+        }
         found["proofStatus"] = "Incomplete: open goals remain" if after else "Completed"
         if request["tactic"] == "open_sorry":
-            found |= {"sorries": [{"proofState": 0, "goal": goals}], "proofStatus": "Incomplete: contains sorry"}
+            found |= {
+                "sorries": [{"proofState": 0, "goal": goals}],
+                "proofStatus": "Incomplete: contains sorry",
+            }
         return found
 
     def _step(self, statement: str, goals: str, tactic: str) -> str | None:
@@ -74,7 +80,9 @@ class Repl:
             said = axioms if asked[1].startswith("print") else f"{asked[2]} : {statement}"
             return {"env": self._new(names), "messages": [_message("info", said)]}
         if "theorem" not in text:
-            return {"env": self._new(names)} if "Unknown" not in text else self._error("unknown module Unknown")
+            return (
+                {"env": self._new(names)} if "Unknown" not in text else self._error("unknown module Unknown")
+            )
         statement, _, proof = text.partition(" := by")
         record = next((each for each in self._known if each["statement"] == statement), None)
         name = re.search(r"theorem (\S+)", statement)
@@ -82,7 +90,9 @@ class Repl:
             return self._error("this is no theorem that was recorded")
         return self._theorem(record, name[1], proof, names)
 
-    def _theorem(self, record: dict[str, Any], name: str, proof: str, names: dict[str, str]) -> dict[str, Any]:
+    def _theorem(
+        self, record: dict[str, Any], name: str, proof: str, names: dict[str, str]
+    ) -> dict[str, Any]:
         statement = record["statement"]
         axioms, messages, goals = ["propext", "Classical.choice", "Quot.sound"], [], record["root"]
         if proof.strip() == "sorry":
@@ -140,7 +150,9 @@ def main() -> None:
         if line.strip():
             lines.append(line)
         elif lines:  # a request ends with an empty line
-            print(json.dumps(repl.answer(json.loads("".join(lines))), indent=1, ensure_ascii=False), flush=True)
+            print(
+                json.dumps(repl.answer(json.loads("".join(lines))), indent=1, ensure_ascii=False), flush=True
+            )
             print(flush=True)
             lines = []
 

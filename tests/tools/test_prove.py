@@ -62,7 +62,9 @@ def comparable(folder: Path) -> dict[str, dict[str, Any]]:
 
 def start(place: list[str], output: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "tools" / "prove.py"), *place, "--output", str(output), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def test_killed_again_and_again_it_comes_to_the_same(place: list[str], tmp_path: Path) -> None:
@@ -74,7 +76,9 @@ def test_killed_again_and_again_it_comes_to_the_same(place: list[str], tmp_path:
     draws, kills = random.Random(5), 0
     for _ in range(200):
         process = start(place, killed, "--workers", "2")
-        lines_before = len((killed / "proofs.jsonl").read_bytes()) if (killed / "proofs.jsonl").exists() else 0
+        lines_before = (
+            len((killed / "proofs.jsonl").read_bytes()) if (killed / "proofs.jsonl").exists() else 0
+        )
         end = time.monotonic() + 120
         # Let it get somewhere first, then kill it at any moment: in a line, between two, at the start of a prover.
         while process.poll() is None and time.monotonic() < end:
@@ -116,7 +120,9 @@ def test_ctrl_c_stops_and_leaves_no_prover(place: list[str], tmp_path: Path) -> 
     assert len(read_proofs(tmp_path / "output" / "proofs.jsonl")) < 12
 
 
-def test_what_does_not_go_together(place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_go_together(
+    place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refusal(*options: str) -> str:
         with pytest.raises(SystemExit) as ended:
             prove.main([*place, "--output", str(tmp_path / "output"), *options])
@@ -136,7 +142,9 @@ def test_what_does_not_go_together(place: list[str], tmp_path: Path, capsys: pyt
     assert "has no .lake" in refusal("--lean-repl", str(tmp_path))
     assert "--decoding=beam" in refusal_of_native(place, tmp_path, capsys)
     assert read_proofs(tmp_path / "output" / "proofs.jsonl").keys() == {"t0", "t1"}  # nothing was lost
-    prove.main([*place, "--output", str(tmp_path / "output"), "--limit", "1", "--max-expansions", "7", "--overwrite"])
+    prove.main(
+        [*place, "--output", str(tmp_path / "output"), "--limit", "1", "--max-expansions", "7", "--overwrite"]
+    )
     assert read_proofs(tmp_path / "output" / "proofs.jsonl").keys() == {"t0"}
 
 
@@ -154,7 +162,9 @@ def test_a_search_with_tactics_imports_no_torch() -> None:
         "import sys\nfrom tools import prove\nfrom tools.prove_parts import search_command, tree_command, coq, lean\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'lm_eval') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -214,7 +224,9 @@ class _Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        assert not {name for name, _ in attrs} & {"src", "href", "onclick", "style"}, "nothing is loaded or run"
+        assert not {name for name, _ in attrs} & {"src", "href", "onclick", "style"}, (
+            "nothing is loaded or run"
+        )
         if tag not in ("meta",):
             self.open.append(tag)
             self.depth = max(self.depth, self.open.count("details"))
@@ -227,10 +239,14 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_a_tree_as_a_page() -> None:
-    evil = "<script>alert(1)</script> & \"quotes\" ⊢ </pre>"
-    tree: list[dict[str, Any]] = [{"parent": None, "outcome": "open", "cost": 0.0, "goals": evil, "expanded": 0}]
+    evil = '<script>alert(1)</script> & "quotes" ⊢ </pre>'
+    tree: list[dict[str, Any]] = [
+        {"parent": None, "outcome": "open", "cost": 0.0, "goals": evil, "expanded": 0}
+    ]
     for depth in range(1500):  # deeper than Python recurses
-        tree.append({"parent": depth, "outcome": "open", "cost": depth / 2, "goals": f"g{depth}", "tactic": evil})
+        tree.append(
+            {"parent": depth, "outcome": "open", "cost": depth / 2, "goals": f"g{depth}", "tactic": evil}
+        )
     tree.append({"parent": 1500, "outcome": "proved", "cost": 1.0, "tactic": "done"})
     for outcome in ("error", "timeout", "forbidden", "seen", "rejected"):
         tree.append({"parent": 0, "outcome": outcome, "cost": 1.0, "tactic": outcome, "message": evil})
@@ -246,7 +262,9 @@ def test_a_tree_as_a_page() -> None:
     assert page.count('<details open class="path">') == 1502
 
 
-def test_a_tree_is_written_by_name(place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tree_is_written_by_name(
+    place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prove.main([*place, "--output", str(tmp_path / "o"), "--limit", "2"])
     prove.main(["tree", str(tmp_path / "o"), "t1", "--output", str(tmp_path / "t1.html")])
     assert "proved and replayed" in (tmp_path / "t1.html").read_text()
@@ -262,7 +280,12 @@ def test_the_report_counts() -> None:
     task = content["tasks"]["minif2f"]
     assert task["proved"] == 2
     assert task["statuses"] == {"proved": 2, "search_ended": 1, "timeout": 1}
-    assert task["proofs"] == {"single_tactic": 1, "median_tactics": 2, "median_expansions": 2, "median_seconds": 3.0}
+    assert task["proofs"] == {
+        "single_tactic": 1,
+        "median_tactics": 2,
+        "median_expansions": 2,
+        "median_seconds": 3.0,
+    }
     assert "2 of 4 proved, 50.0%" in as_markdown(content)
     lean = summary("m", [proved] * 244, {
         "prover": "lean", "candidates": 32, "tactic_tokens": 256, "max_expansions": 100, "theorem_seconds": 600.0,

@@ -79,7 +79,10 @@ def test_tactics(text: str, sentence: str) -> None:
 
 
 def test_the_name_is_that_of_the_last_sentence() -> None:
-    assert coq_text.stated_name("Lemma a : True. Proof. exact I. Qed.\n#[local] Theorem b' (x : nat) : x = x.") == "b'"
+    assert (
+        coq_text.stated_name("Lemma a : True. Proof. exact I. Qed.\n#[local] Theorem b' (x : nat) : x = x.")
+        == "b'"
+    )
     for text in ("Goal True.", "Definition", "Lemma a : True. Proof.", ""):
         with pytest.raises(ValueError):
             coq_text.stated_name(text)
@@ -98,7 +101,10 @@ def test_steps_go_back_and_forth(session: CoqSession) -> None:
     assert right is not None
     assert session.apply(right, "lia").kind == "done"
     assert session.apply(first.state, "lia").kind == "done"  # back at the first, which stayed as it was
-    assert session.apply(first.state, "foo").message == "Error: The reference foo was not found in the current environment."
+    assert (
+        session.apply(first.state, "foo").message
+        == "Error: The reference foo was not found in the current environment."
+    )
     again = session.apply(session.root, "intros a b")
     assert again.state is not None
     assert "a, b : nat" in again.state.goals
@@ -176,7 +182,9 @@ def test_planted_axioms_are_refused_and_named() -> None:
     assert verdict.axioms == ("Replayed.easy",)
     assert CoqProver(find_coq(), Limits(), ("Replayed.easy",)).check(planted, "exact easy.").ok
     # The name of an axiom of the library does not make it one.
-    disguised = Theorem("wrong", "Module Classical_Prop. Axiom classic : 1 = 2. End Classical_Prop.\n" + FALSE.statement)
+    disguised = Theorem(
+        "wrong", "Module Classical_Prop. Axiom classic : 1 = 2. End Classical_Prop.\n" + FALSE.statement
+    )
     assert not prover.check(disguised, "exact Classical_Prop.classic.").ok
     for header in ("Parameter p : 1 = 2.", "Lemma p : 1 = 2. Admitted.", "Conjecture p : 1 = 2."):
         assert not prover.check(Theorem("wrong", FALSE.statement, header), "exact p.").ok

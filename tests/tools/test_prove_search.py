@@ -94,7 +94,9 @@ def expansions_by_looking(edges: Edges, table: Mapping[str, Mapping[str, float]]
 
 names = st.sampled_from([GOAL, "a", "b", "c", "d", "e"])
 tactics = st.sampled_from(["t", "u", "v", "w"])
-graphs = st.dictionaries(names, st.dictionaries(tactics, st.one_of(names, st.just("")), max_size=4), max_size=6)
+graphs = st.dictionaries(
+    names, st.dictionaries(tactics, st.one_of(names, st.just("")), max_size=4), max_size=6
+)
 tables = st.dictionaries(
     names, st.dictionaries(tactics, st.sampled_from([-0.25, -0.5, -1.0, -2.0]), max_size=4), max_size=6
 )
@@ -169,12 +171,18 @@ def test_goals_beyond_the_model_are_passed_over() -> None:
             return super().propose(goals)
 
     edges = {GOAL: {"t": "a", "u": "b"}, "b": {"v": ""}}
-    line = search(Graph(edges), THEOREM, Short({GOAL: {"t": -0.1, "u": -1.0}, "b": {"v": -1.0}}), SearchLimits())
+    line = search(
+        Graph(edges), THEOREM, Short({GOAL: {"t": -0.1, "u": -1.0}, "b": {"v": -1.0}}), SearchLimits()
+    )
     assert line["proved"]
     assert line["tree"][1]["message"] == "too long for the model: 4,097 tokens"
 
 
-@given(st.lists(st.tuples(st.sampled_from(["x", " x", "y ", "", "  ", "z"]), st.floats(-9, 0) | st.just(math.nan))))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["x", " x", "y ", "", "  ", "z"]), st.floats(-9, 0) | st.just(math.nan))
+    )
+)
 def test_each_tactic_is_proposed_once_with_its_best_score(drawn: list[tuple[str, float]]) -> None:
     ranked = unique_best_first([Candidate(*each) for each in drawn])
     expected = {
