@@ -142,6 +142,8 @@ def _equal(sandbox: Sandbox, kind: str, text: str | None, reference: str) -> boo
     if text is None or wanted is None or kind not in ("number", "sympy"):
         return False
     exact, wanted_exact = _exact(text), exact_number(wanted)
+    if kind == "number" and exact is None:
+        return False  # infinite, or not a number
     if exact is not None and wanted_exact is not None:
         return close(_float(exact), _float(wanted_exact))
     question = json.dumps({"answer": text, "reference": wanted}).encode()

@@ -45,7 +45,8 @@ class Task:
 
 
 _TRUNCATED = (
-    "the released scorer cuts numbers to integers before it compares them; here they are compared as they are"
+    "the released scorer cuts numbers to integers before it compares them and takes pi for a variable; here "
+    "numbers are compared as they are, and pi is a constant"
 )
 _TASKS = (
     Task("llemma_math", "MATH", 5_000, MATH, figures=FIGURES["math"]),

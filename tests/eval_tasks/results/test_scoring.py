@@ -386,8 +386,16 @@ def test_anyones_generations_are_rescored(tmp_path: Path, graders: Graders) -> N
     ]
     verdicts = read_verdicts(verdicts_file(tmp_path / "out", "llemma_gsm8k"))
     assert [verdict.correct for verdict in verdicts.values()] == [True, False, False]
+    # The same command again ends alike; another one is refused, and a folder that is something else.
+    before = files(tmp_path / "out")
+    (tmp_path / "out" / "results.json").unlink()
+    rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path / "out", True, graders=graders, tell=quiet)
+    assert files(tmp_path / "out") == before
+    with pytest.raises(UserError, match="holds samples of another file; choose a new folder"):
+        rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path / "out", graders=graders, tell=quiet)
+    assert files(tmp_path / "out") == before
     with pytest.raises(UserError, match="is not empty; choose a new folder"):
-        rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path / "out")
+        rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path, graders=graders, tell=quiet)
 
 
 def test_generations_with_items_and_samples_are_voted_on(tmp_path: Path, graders: Graders) -> None:
