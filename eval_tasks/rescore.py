@@ -4,20 +4,23 @@ generations are correct, how far both graders agree with that is told."""
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import html
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval_tasks.answers.workers import Graders
-from eval_tasks.results.json_lines import read_lines
-from eval_tasks.results.samples import Sample, SampleWriter, read_verdicts, verdicts_file
+from eval_tasks.results.json_lines import encoded_line, read_lines
+from eval_tasks.results.samples import Sample, read_verdicts, samples_file, verdicts_file
 from eval_tasks.results.scoring import ProgramJudge, Tell, score_folder
 from eval_tasks.results.task_table import Task, task_named
 from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.whole_files import drafted
 
-_WRITTEN_TOGETHER = 1_024
 _TEXTS = ("problem", "reference", "generation")
 _SHOWN = 20  # differing lines that are named
 
@@ -62,7 +65,7 @@ def rescore(
         `level`,
             `subject`, and `item` with `sample`: without these each line is an item of its own, by its number.
         task: whose rule decides.
-        output: a folder that is not there yet, or empty.
+        output: a folder that is not there yet, or is empty, or what the same command left when cut off.
         undo_html: the texts hold HTML entities (`&lt;`), which are undone first.
         judge_programs: runs model-written programs, for tasks that have some.
         graders: a pool that is open already (default: one of its own, with a process for each processor).
@@ -74,16 +77,16 @@ def rescore(
     known = task_named(task)
     if known.is_likelihood:
         raise UserError(f"--task={task}: is measured by likelihood, not by answers; give a task with answers")
-    if known.prover is not None:
-        raise UserError(f"--task={task}: its answers are proofs; check them with tools/prove.py whole")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not (
+        output.is_dir() and (samples_file(output, task).is_file() or _is_empty(output))
+    ):
         raise UserError(f"--output={output}: is not empty; choose a new folder")
     recorded: dict[tuple[str, int], tuple[int, bool]] = {}
     read = _read(samples, task, known, html.unescape if undo_html else str, recorded)
     first = next(read, None)
     if first is None:
         raise UserError(f"--rescore={samples}: holds no line; give JSONL with {', '.join(_TEXTS)}")
-    _write_samples(first, read, output, task)
+    _write_samples(itertools.chain([first], read), output, task)
     results = score_folder(output, judge_programs=judge_programs, graders=graders, tell=tell)
     agreements = _agreements(known, recorded, output, task)
     for agreement in agreements:
@@ -91,24 +94,27 @@ def rescore(
     return Rescored(results, agreements)
 
 
-def _write_samples(first: Sample, rest: Iterator[Sample], output: Path, task: str) -> None:
-    """Copies the samples, a block at a time; a file that turns out to be broken leaves nothing."""
-    made = not output.exists()
+def _is_empty(folder: Path) -> bool:
+    """Whether there is nothing in it but drafts of a command that was killed."""
+    return all(path.name.startswith(".samples_") for path in folder.iterdir())
+
+
+def _write_samples(samples: Iterator[Sample], output: Path, task: str) -> None:
+    """Copies the samples, whole or not at all. The same ones may lie there: the command was cut off."""
+    path, made = samples_file(output, task), not output.exists()
     try:
-        with SampleWriter(output, task) as writer:
-            block = [first]
-            for sample in rest:
-                block.append(sample)
-                if len(block) == _WRITTEN_TOGETHER:
-                    writer.append(block)
-                    block = []
-            writer.append(block)
-    except UserError:
-        for path in output.glob("samples_*.jsonl"):
-            path.unlink()
-        if made and output.is_dir():
-            output.rmdir()
-        raise
+        output.mkdir(parents=True, exist_ok=True)
+        with drafted(path) as draft:
+            with open(draft, "wb") as file:
+                file.writelines(encoded_line(sample.as_fields()) for sample in samples)
+            if path.exists() and not filecmp.cmp(draft, path, shallow=False):
+                raise UserError(f"--output={output}: holds samples of another file; choose a new folder")
+    except OSError as error:
+        raise UserError(f"--output={output}: cannot be written ({error.strerror}); choose another") from None
+    finally:
+        if made and not path.exists():
+            with contextlib.suppress(OSError):
+                output.rmdir()
 
 
 def _read(

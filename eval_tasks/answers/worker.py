@@ -75,9 +75,7 @@ def main() -> None:
     seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     # Whatever a library prints goes nowhere: the answers have a channel of their own.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
@@ -88,6 +86,9 @@ def main() -> None:
     import sympy.parsing.latex
 
     sympy.parsing.latex.parse_latex("1")
+    channel.write("ready\n")
+    channel.flush()
+    os.dup2(1, 2)
     for line in sys.stdin:
         channel.write(json.dumps(answered(json.loads(line), seconds)) + "\n")
         channel.flush()

@@ -12,7 +12,8 @@ import json
 import os
 import subprocess
 import sys
-from collections import deque
+import tempfile
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -57,9 +58,14 @@ class Worker:
     def __init__(self, seconds: float, memory_bytes: int) -> None:
         self._limits = [str(seconds), str(memory_bytes)]
         self._process: subprocess.Popen[str] | None = None
+        self._ending = False
 
     def ask(self, question: Question) -> Answer:
-        """Waits for the answer; the limits in the process see to it that there is one."""
+        """Waits for the answer; the limits in the process see to it that there is one.
+
+        Raises:
+            UserError: the process does not start.
+        """
         process = self._process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -76,17 +82,28 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # one worker is one processor's work
-        return subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *self._limits, str(_ROOT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            env=os.environ | threads,
-        )
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *self._limits, str(_ROOT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                encoding="utf-8",
+                env=os.environ | threads,
+            )
+            self._process = process
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n" and not self._ending:
+                # Else every answer would look wrong.
+                self.close()
+                said.seek(0)
+                why = said.read()[-2_000:].decode("utf-8", "replace").strip() or "it said nothing"
+                raise UserError(f"a process that judges answers does not start: {why.splitlines()[-1]}")
+        return process
 
     def kill(self) -> None:
-        """Ends the process, also while another thread waits for its answer."""
+        """Ends the process for good, also while another thread waits for its answer."""
+        self._ending = True
         process = self._process
         if process is not None:
             process.kill()
@@ -102,7 +119,8 @@ class Worker:
 class Graders:
     """`processes` workers (by default one for each processor this process may use).
 
-    `with Graders() as graders: graders.ask(questions)`.
+    `with Graders() as graders: graders.ask(questions)`. `failures` counts the questions without an answer by
+    their cause.
 
     Raises:
         UserError: sympy's reader of LaTeX or math-verify is not installed.
@@ -112,6 +130,7 @@ class Graders:
         self, processes: int | None = None, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES
     ) -> None:
         check_installed()
+        self.failures: Counter[str] = Counter()
         self._count = processes or len(os.sched_getaffinity(0))
         self._workers = [Worker(seconds, memory_bytes) for _ in range(self._count)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
@@ -126,7 +145,10 @@ class Graders:
             self._threads.submit(self._ask, each) for each in islice(waiting, _AT_ONCE * self._count)
         )
         while pending:
-            yield pending.popleft().result()
+            answer = pending.popleft().result()
+            if answer.failed is not None:
+                self.failures[answer.failed] += 1
+            yield answer
             pending.extend(self._threads.submit(self._ask, each) for each in islice(waiting, 1))
 
     def _ask(self, question: Question) -> Answer:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,7 +84,10 @@ def score_folder(
             graders = stack.enter_context(Graders())
         for name, task in tasks.items():
             settings = (run.get("tasks") or {}).get(name)
+            before = Counter() if graders is None else Counter(graders.failures)
             fields = _score_task(folder, name, task, settings, graders, judge_programs)
+            if graders is not None:
+                fields["questions_without_answer"] = dict(graders.failures - before)
             content["tasks"][name] = fields
             tell(_summary(name, fields))
     _write(folder / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from eval_tasks.answers import workers as workers_module
 from eval_tasks.answers.workers import Answer, Graders, Question, check_installed
 from megatron.neox_arguments.errors import UserError
 
@@ -40,6 +41,8 @@ def test_attacks_end_their_own_question_alone() -> None:
     with Graders(1, seconds=0.5) as graders:
         questions = [each for attack in ATTACKS for each in (attack, GOOD)]
         answers = list(graders.ask(questions))
+        failures = graders.failures
+    assert sum(failures.values()) == sum(answer.failed is not None for answer in answers)
     assert answers[1::2] == [YES] * len(ATTACKS)
     assert [answer.value for answer in answers[0::2] if answer.value is True] == []
     assert {answer.failed for answer in answers[0::2]} <= {None, "time", "memory", "died"}
@@ -61,7 +64,7 @@ def test_a_question_that_cannot_be_interrupted_is_ended_by_the_kernel() -> None:
         [sys.executable, "-c", SWALLOWS], cwd=ROOT, input='{"kind": "same"}\n', capture_output=True,
         text=True, timeout=300,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (-signal.SIGXCPU, "")
+    assert (done.returncode, done.stdout) == (-signal.SIGXCPU, "ready\n")
 
 
 def test_a_killed_worker_is_replaced() -> None:
@@ -74,10 +77,10 @@ def test_a_killed_worker_is_replaced() -> None:
 
 
 def test_answers_come_in_the_order_of_the_questions() -> None:
-    questions = [Question("same", f"x+{number}", f"{number % 7}+x", "math") for number in range(60)]
+    questions = [Question("same", f"x+{number}", f"{number % 7}+x", "math") for number in range(20)]
     with Graders(2) as graders:
         values = [answer.value for answer in graders.ask(questions)]
-    assert values == [number == number % 7 for number in range(60)]
+    assert values == [number == number % 7 for number in range(20)]
 
 
 def test_nothing_is_left_running_when_it_ends_in_the_middle() -> None:
@@ -91,6 +94,14 @@ def test_memory_is_limited() -> None:
         answer, after = graders.ask([Question("math_verify", "$5$", "$x$ " * 4_000_000), GOOD])
     assert answer.value is not True
     assert after == YES
+
+
+def test_a_worker_that_does_not_start_is_an_error_and_no_wrong_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_PROGRAM", "raise RuntimeError('no such thing')")
+    with Graders(1) as graders, pytest.raises(UserError, match="does not start: RuntimeError: no such thing"):
+        list(graders.ask([GOOD]))
 
 
 def test_a_package_that_is_missing_is_an_error_and_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

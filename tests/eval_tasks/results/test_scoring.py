@@ -7,6 +7,8 @@ from __future__ import annotations
 import html
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +266,21 @@ def test_folders_that_cannot_be_scored_are_named(tmp_path: Path, graders: Grader
         score_folder(tmp_path / "c", graders=graders, tell=quiet)
 
 
+def test_judging_needs_neither_torch_nor_lm_eval() -> None:
+    program = (
+        "import sys, eval_tasks.rescore, eval_tasks.results.compare, eval_tasks.results.plots\n"
+        "print([name for name in ('torch', 'lm_eval', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_names_of_tasks() -> None:
     assert task_named("llemma_math_maj") is TASKS["llemma_math"]
     with pytest.raises(UserError, match="did you mean llemma_math?"):
@@ -369,8 +386,16 @@ def test_anyones_generations_are_rescored(tmp_path: Path, graders: Graders) -> N
     ]
     verdicts = read_verdicts(verdicts_file(tmp_path / "out", "llemma_gsm8k"))
     assert [verdict.correct for verdict in verdicts.values()] == [True, False, False]
+    # The same command again ends alike; another one is refused, and a folder that is something else.
+    before = files(tmp_path / "out")
+    (tmp_path / "out" / "results.json").unlink()
+    rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path / "out", True, graders=graders, tell=quiet)
+    assert files(tmp_path / "out") == before
+    with pytest.raises(UserError, match="holds samples of another file; choose a new folder"):
+        rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path / "out", graders=graders, tell=quiet)
+    assert files(tmp_path / "out") == before
     with pytest.raises(UserError, match="is not empty; choose a new folder"):
-        rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path / "out")
+        rescore(tmp_path / "s.jsonl", "llemma_gsm8k", tmp_path, graders=graders, tell=quiet)
 
 
 def test_generations_with_items_and_samples_are_voted_on(tmp_path: Path, graders: Graders) -> None:
