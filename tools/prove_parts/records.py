@@ -31,9 +31,11 @@ def read_proofs(path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for number, line in read_lines(path):
         for key, kinds in _KINDS.items():
-            if not isinstance(line.get(key), kinds) or (key not in line):
+            if key not in line:
+                raise UserError(f"{path}:{number}: has no {key}; repair or remove the line")
+            if not isinstance(line[key], kinds):
                 raise UserError(
-                    f"{path}:{number}: {key}={shown(line.get(key))}: is no {kinds[0].__name__}; repair or "
+                    f"{path}:{number}: {key}={shown(line[key])}: is no {kinds[0].__name__}; repair or "
                     "remove the line"
                 )
         if found.setdefault(line["theorem"], line) is not line:
