@@ -26,6 +26,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Write text with a checkpoint of this program.",
         epilog="A checkpoint is a run's save folder (its newest is taken) or one global_stepN folder. "
+        "All prompts are continued together. "
         "For several ranks: torchrun --nproc-per-node N generate.py …, tensor parallel over all of them.",
     )
     parser.add_argument("checkpoint", type=Path)
@@ -38,7 +39,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="draw among the likeliest ids that reach this"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws, with a temperature")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the draws, with a temperature; the next prompts have the next seeds",
+    )
     parser.add_argument("--stop", action="append", default=[], help="end before this text; may be repeated")
     parser.add_argument("--iteration", type=int, help="of the checkpoint to take, instead of the newest")
     parser.add_argument(
@@ -151,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds = time.perf_counter() - started
         for prompt, text in zip(prompts, texts, strict=True):
             print(prompt + text, flush=True)
-        print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+        print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s, {session.products}", file=sys.stderr)
     except UserError as error:
         if not speaks(error):
             raise SystemExit(error.exit_code) from None

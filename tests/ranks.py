@@ -93,4 +93,6 @@ def _child(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
+    # The folder of a script is where Python looks first, and `tests/tools` is not `tools`.
+    sys.path[:] = [place for place in sys.path if Path(place) != ROOT / "tests"]
     _child(Path(sys.argv[1]), int(sys.argv[2]))

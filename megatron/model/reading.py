@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding, silu
 
 from megatron.backend import Backend
 from megatron.core import parallel_state
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.model.llama import BuiltModel
+from megatron.model.products import Product, choose_products, plain
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
 # (layer, q_NGRD, k_NGD, v_NGD) -> what the tokens take from the values they see, [N, G * R * D]
@@ -37,28 +38,30 @@ def _norm(module: Any) -> Norm | None:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The weights of one layer on this rank. A norm that the family does not have is None."""
+    """One layer on this rank. A norm that the family does not have is None."""
 
     before_attention: Norm | None
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    qkv: Product
     query_norm: Norm | None
     key_norm: Norm | None
-    projection: torch.Tensor
+    projection: Product
     after_attention: Norm | None
     before_mlp: Norm | None
-    gate_and_up: torch.Tensor
-    down: torch.Tensor
+    gate_and_up: Product
+    down: Product
     after_mlp: Norm | None
 
 
 class ModelReader:
     """What a model says after tokens. Every tensor parallel rank calls it with the same arguments.
 
-    Weights are used where they lie: a change of the model shows here.
+    Attributes:
+        products: how weights are multiplied with, in words.
     """
 
-    def __init__(self, built: BuiltModel, backend: Backend) -> None:
+    def __init__(self, built: BuiltModel, backend: Backend, *, is_kept: bool = True) -> None:
+        """With `is_kept` it is made to be used for long, and may take memory and a moment for that: later
+        changes of the model's weights may not show. Without, it uses them where they lie."""
         assert backend.pipeline_parallel_size == 1, "a model is read without a pipeline"
         llama: Any = getattr(built.module, "module", built.module)
         config = built.config
@@ -73,31 +76,30 @@ class ModelReader:
         self.queries_of_head = config.num_attention_heads // self.ranks // self.kv_heads
         self.vocab_size = built.vocab_size
         self._embedding = llama.embedding.word_embeddings.weight
-        self._output = (
-            llama.shared_embedding_or_output_weight()
-            if llama.share_embeddings_and_output_weights
-            else llama.output_layer.weight
-        )
-        self.first_id = self.rank * len(self._output)
-        self.ids_here = min(max(0, built.vocab_size - self.first_id), len(self._output))
+        self._product, self.products = plain, "weights as they lie"
+        if is_kept:
+            weights_bytes = sum(weight.numel() * weight.element_size() for weight in llama.parameters())
+            self._product, self.products = choose_products(self.device, self.dtype, weights_bytes)
+        output = self._embedding if llama.share_embeddings_and_output_weights else llama.output_layer.weight
+        self._output = self._product(output)
+        self.first_id = self.rank * len(output)
+        self.ids_here = min(max(0, built.vocab_size - self.first_id), len(output))
         self._final_norm: Norm = llama.decoder.final_layernorm
         self._inverse_frequencies = llama.rotary_pos_emb.inv_freq.float()
         self._layers = [self._read_layer(layer) for layer in llama.decoder.layers]
 
-    @staticmethod
-    def _read_layer(layer: Any) -> _Layer:
-        attention, mlp = layer.self_attention, layer.mlp
+    def _read_layer(self, layer: Any) -> _Layer:
+        attention, mlp, product = layer.self_attention, layer.mlp, self._product
         return _Layer(
             before_attention=_norm(layer.input_layernorm),
-            qkv=attention.linear_qkv.weight,
-            qkv_bias=attention.linear_qkv.bias,
+            qkv=product(attention.linear_qkv.weight, attention.linear_qkv.bias),
             query_norm=_norm(attention.q_layernorm),
             key_norm=_norm(attention.k_layernorm),
-            projection=attention.linear_proj.weight,
+            projection=product(attention.linear_proj.weight),
             after_attention=getattr(attention.linear_proj, "post_norm", None),
             before_mlp=_norm(layer.pre_mlp_layernorm),
-            gate_and_up=mlp.linear_fc1.weight,
-            down=mlp.linear_fc2.weight,
+            gate_and_up=product(mlp.linear_fc1.weight),
+            down=product(mlp.linear_fc2.weight),
             after_mlp=getattr(mlp.linear_fc2, "post_norm", None),
         )
 
@@ -139,8 +141,8 @@ class ModelReader:
             y_NC = self._attention(number, layer, y_NC, cosines, sines, attend)
             x_NC = x_NC + (layer.after_attention(y_NC) if layer.after_attention else y_NC)
             y_NC = layer.before_mlp(x_NC) if layer.before_mlp else x_NC
-            gate, up = linear(y_NC, layer.gate_and_up).chunk(2, -1)
-            y_NC = self._sum(linear(silu(gate) * up, layer.down))
+            gate, up = layer.gate_and_up(y_NC).chunk(2, -1)
+            y_NC = self._sum(layer.down(silu(gate) * up))
             x_NC = x_NC + (layer.after_mlp(y_NC) if layer.after_mlp else y_NC)
         return self._final_norm(x_NC)
 
@@ -154,7 +156,7 @@ class ModelReader:
         attend: Attend,
     ) -> torch.Tensor:
         heads, queries, head_dim = self.kv_heads, self.queries_of_head, self.head_dim
-        qkv = linear(x_NC, layer.qkv, layer.qkv_bias).view(len(x_NC), heads, queries + 2, head_dim)
+        qkv = layer.qkv(x_NC).view(len(x_NC), heads, queries + 2, head_dim)
         if layer.query_norm is None and layer.key_norm is None:
             turned = self._rotate(qkv[:, :, :-1], cosines, sines)  # queries and keys at once
             q_NGRD, k_NGD = turned[:, :, :-1], turned[:, :, -1]
@@ -164,7 +166,7 @@ class ModelReader:
             q_NGRD = self._rotate(q_NGRD, cosines, sines)
             k_NGD = self._rotate(k_NG1D, cosines, sines)[:, :, 0]
         out_NE = attend(number, q_NGRD, k_NGD, qkv[:, :, -1])
-        return self._sum(linear(out_NE, layer.projection))
+        return self._sum(layer.projection(out_NE))
 
     @staticmethod
     def _normed(norm: Norm | None, x_NGRD: torch.Tensor) -> torch.Tensor:
@@ -178,13 +180,13 @@ class ModelReader:
 
     def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:
         """The logits of this rank's ids, without those that pad the vocabulary; [N, ids_here]."""
-        return linear(hidden_NC, self._output[: self.ids_here])
+        return self._output(hidden_NC)[:, : self.ids_here]
 
     def gathered_logits(self, hidden_NC: torch.Tensor) -> torch.Tensor | None:
         """The logits of all ids, [N, vocab_size], float32, on the first rank; None on the others."""
         if self.ranks == 1:
             return self.logits(hidden_NC).float()
-        mine = linear(hidden_NC, self._output)
+        mine = self._output(hidden_NC)
         parts = [torch.empty_like(mine) for _ in range(self.ranks)] if self.rank == 0 else None
         dist.gather(mine, parts, dst=dist.get_global_rank(self.group, 0), group=self.group)
         return None if parts is None else torch.cat(parts, -1)[:, : self.vocab_size].float()

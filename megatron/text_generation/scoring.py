@@ -73,7 +73,7 @@ def score(
                 f"pairs[{number}]: needs at least one token of context and one of continuation; "
                 "give the end of document as the context of a text that has none"
             )
-    reader = reader or ModelReader(built, backend)
+    reader = reader or ModelReader(built, backend, is_kept=False)
     scores: dict[int, Score] = {}
     for batch in _batches(_texts(pairs), batch_tokens or BATCH_TOKENS.get(backend.device.type, 2048)):
         scores.update(_score_batch(reader, batch, pairs))

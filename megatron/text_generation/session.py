@@ -7,9 +7,12 @@ Rank 0 runs the program (a server, the harness, a prover) and calls `step` and `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+
+import torch
 
 from megatron.backend import Backend
 from megatron.model import BuiltModel
@@ -43,8 +46,14 @@ class ModelSession:
         self._built, self._backend = built, backend
         self._ranks = Ranks(backend)
         self._reader = ModelReader(built, backend)
+        # In float32 likelihoods are compared to the last digits. oneDNN adds up in another order than the
+        # library that torch takes by itself: a sum over 70 tokens of SmolLM2 is then 5e-5 from transformers',
+        # and otherwise 3e-6.
+        is_exact = self._reader.dtype == torch.float32
+        self._scorer = ModelReader(built, backend, is_kept=False) if is_exact else self._reader
         self._engine: Engine | None = None
         self._is_closed = False
+        self._is_between = True
         if max_batch_sequences:
             self._open(_Size(max_batch_sequences, max_cache_tokens))
 
@@ -71,6 +80,11 @@ class ModelSession:
         return self._ranks.is_first
 
     @property
+    def products(self) -> str:
+        """How weights are multiplied with on this rank, for a log."""
+        return self._reader.products
+
+    @property
     def idle(self) -> bool:
         """Whether the engine has nothing to do."""
         return self._engine is None or self._engine.idle
@@ -82,7 +96,15 @@ class ModelSession:
         if self._engine is None or size != _Size(
             self._engine.max_batch_sequences, self._engine.max_cache_tokens
         ):
-            self._open(self._ranks.share(size))
+            with self._together():
+                self._open(self._ranks.share(size))
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Marks what all ranks do: after an error in it nobody knows where the others are."""
+        self._is_between = False
+        yield
+        self._is_between = True
 
     def add(self, request: Request) -> int:
         """See `Engine.add`."""
@@ -94,15 +116,17 @@ class ModelSession:
 
     def step(self) -> list[NewToken]:
         """See `Engine.step`; on rank 0 only."""
-        self._ranks.share("step")
-        return self.engine.step()
+        with self._together():
+            self._ranks.share("step")
+            return self.engine.step()
 
     def score(self, pairs: Sequence[Pair]) -> list[Score]:
         """See `scoring.score`; on rank 0 only."""
-        return self._score(self._ranks.share(list(pairs)))
+        with self._together():
+            return self._score(self._ranks.share(list(pairs)))
 
     def _score(self, pairs: Sequence[Pair]) -> list[Score]:
-        return score(self._built, self._backend, pairs, reader=self._reader)
+        return score(self._built, self._backend, pairs, reader=self._scorer)
 
     def follow(self) -> None:
         """Works beside rank 0 until it closes the session; on the other ranks.
@@ -134,6 +158,6 @@ class ModelSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error the other ranks may be elsewhere than here; that this one ends is what they hear.
-        if kind is None:
+        # After an error in a step the others may be elsewhere; that this rank ends is what they hear then.
+        if self._is_between:
             self.close()
