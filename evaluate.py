@@ -284,7 +284,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.rescore is not None:
         _rescore(options)
     else:
-        _evaluate(options)
+        try:
+            _evaluate(options)
+        except KeyboardInterrupt:
+            _tell("stopped; what is saved stays, and the same command goes on from there")
+            raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -77,8 +77,6 @@ def rescore(
     known = task_named(task)
     if known.is_likelihood:
         raise UserError(f"--task={task}: is measured by likelihood, not by answers; give a task with answers")
-    if known.prover is not None:
-        raise UserError(f"--task={task}: its answers are proofs; check them with tools/prove.py whole")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         _check_goes_on(output, task)
     recorded: dict[tuple[str, int], tuple[int, bool]] = {}

@@ -152,6 +152,38 @@ def test_killed_at_random_moments_it_ends_with_the_same_samples(
     assert results[0] == results[1]
 
 
+def test_taken_up_amid_a_batch_draws_are_the_same(
+    model: Path, data: list[str], measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is made whole: what a request is drawn with decides what transformers draws for it."""
+    from lm_eval.models.huggingface import HFLM
+
+    import evaluate
+
+    settings: list[dict[str, Any]] = []
+    plain = HFLM._model_generate
+
+    def noting(self: Any, context: Any, max_length: int, stop: list[str], **own: Any) -> Any:
+        settings.append({name: value for name, value in own.items() if name != "attention_mask"})
+        return plain(self, context, max_length, stop, **own)
+
+    monkeypatch.setattr(HFLM, "_model_generate", noting)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    wanted = (measured / "samples_llemma_sat_maj.jsonl").read_bytes()
+    command = arguments(model, data, "llemma_sat_maj", tmp_path / "out", "--batch-size", 3)
+    shutil.copytree(measured, tmp_path / "out")
+    lines = wanted.splitlines(keepends=True)
+    # Seven lines, that is two batches and a sample, and the beginning of the eighth.
+    (tmp_path / "out" / "samples_llemma_sat_maj.jsonl").write_bytes(b"".join(lines[:7]) + lines[7][:40])
+    run_file = json.loads((tmp_path / "out" / "run.json").read_text())
+    evaluate.main([str(part) for part in command[1:]])
+    assert (tmp_path / "out" / "samples_llemma_sat_maj.jsonl").read_bytes() == wanted
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["tasks"] == run_file["tasks"]
+    # Not the likeliest 50, which transformers would draw among by itself.
+    drawn = {"do_sample": True, "temperature": 0.3, "top_p": 0.95, "top_k": 0}
+    assert settings == [drawn] * math.ceil((len(lines) - 6) / 3)
+
+
 def lines_in(files: list[Path]) -> int:
     return sum(path.read_bytes().count(b"\n") for path in files if path.is_file())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module_name in SUBCOMMANDS.items():
-        full_name = f"tools.prove_parts.{module_name}"
-        if importlib.util.find_spec(full_name) is None:
-            continue
-        module = importlib.import_module(full_name)
+        module = importlib.import_module(f"tools.prove_parts.{module_name}")
         command = commands.add_parser(
             name,
             help=module.SUMMARY,

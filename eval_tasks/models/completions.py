@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,14 +42,17 @@ class Completions(LocalCompletionsAPI):
             model=model,
             tokenizer=tokenizer,
             tokenizer_backend="huggingface" if tokenizer else None,
-            # Where it is sent text, the server puts its own beginning of sequence before it, as HFLM does.
-            tokenized_requests=False,
+            tokenized_requests=tokenizer is not None,
             num_concurrent=concurrent,
             max_length=1 << 30,  # the server refuses what is too long
             timeout=timeout_seconds,
             # Never empty: lm-eval would then send the key of OPENAI_API_KEY, whose ever server this is.
             header={"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
         )
+
+        # What is scored is sent as ids, with the beginning of sequence that the tokenizer puts there, as in
+        # lm-eval's HFLM. What is gone on from is sent as text, and the server puts it there.
+        self.add_bos_token = tokenizer is not None and bool(self.tokenizer("").input_ids)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """The text that follows each prompt."""
@@ -62,6 +66,22 @@ class Completions(LocalCompletionsAPI):
         if not isinstance(text, str):
             raise UserError(f"{self.base_url}: answered without a text; choose another server")
         return text
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        with ThreadPoolExecutor(self._concurrent) as pool:
+            return list(pool.map(self._score, requests))
+
+    def _score(self, request: tuple[Any, list[int], list[int]]) -> tuple[float, bool]:
+        _, context, continuation = request
+        answer = self._ask([[*context, *continuation]], generate=False)
+        try:
+            ((loglikelihood, is_greedy),) = self.parse_logprobs(answer, ctxlens=[len(context)])
+            return float(loglikelihood), bool(is_greedy)
+        except (KeyError, TypeError, IndexError, ValueError):
+            raise UserError(
+                f"{self.base_url}: gives no log-probabilities of a prompt (echo with logprobs), so it cannot "
+                "measure likelihood; take a server that does, or another --backend"
+            ) from None
 
     def _ask(self, messages: list[Any], **options: Any) -> Any:
         """Sends one request, three times at most.

@@ -113,10 +113,23 @@ def compared(answer: str, reference: str) -> bool | None:
     except Unreadable:
         return None
     try:
-        second = parse_latex(reference)
+        second = with_constants(parse_latex(reference), first)
     except Exception:  # the parser and the functions it calls raise what they like
         return None
     return equal(first, second)
+
+
+def with_constants(reference: Any, answer: Any) -> Any:
+    """The reference with pi, and i where the answer has no variable of that name, as the constants they are.
+
+    sympy's reader of LaTeX makes variables of them, which a program's `pi` and `I` would never equal.
+    """
+    import sympy
+
+    constants = {sympy.Symbol("pi"): sympy.pi}
+    if sympy.Symbol("i") not in answer.free_symbols:
+        constants[sympy.Symbol("i")] = sympy.I
+    return reference.subs(constants)
 
 
 if __name__ == "__main__" and os.path.exists("/program/comparison.json"):

@@ -42,10 +42,12 @@ class Limits:
     """Bounds of one program.
 
     `cpu_seconds` decides rather than `wall_seconds`, so that verdicts do not depend on how busy the machine
-    is. Llemma's scorer gave 5 s of wall time (EleutherAI/lm-evaluation-harness, unsafe_score_sympy_math.py).
+    is. Llemma's scorer gave 5 s of wall time in a process that had sympy imported
+    (EleutherAI/lm-evaluation-harness, unsafe_score_sympy_math.py); here a program imports it in its own
+    time.
     """
 
-    cpu_seconds: int = 5
+    cpu_seconds: int = 10
     wall_seconds: float = 60.0
     memory_bytes: int = 1024 * MIB
     folder_bytes: int = 32 * MIB
@@ -189,6 +191,7 @@ class Sandbox:
                 except subprocess.TimeoutExpired:
                     limit = "wall"
             self._end(process)
+        seconds = time.monotonic() - begin
         started, _, value = said["value"].partition(b"\n")
         errors = said["errors"].decode("utf-8", "replace")
         if started != b"started" and limit is None:
@@ -197,9 +200,20 @@ class Sandbox:
             output=said["output"].decode("utf-8", "replace"),
             errors=errors,
             value=value.decode("ascii", "replace") or None,
-            end=limit or _end_of(process.returncode),
-            seconds=time.monotonic() - begin,
+            end=limit or self._end_of(process.returncode, seconds),
+            seconds=seconds,
         )
+
+    def _end_of(self, status: int, seconds: float) -> End:
+        if status == 0:
+            return "ok"
+        # bubblewrap ends with 128 + the number of the signal that ended the program; Popen says minus it.
+        number = -status if status < 0 else status - 128
+        # The hard limit kills; so does the kernel where the machine's memory is short.
+        late = number == signal.SIGKILL and seconds >= self.limits.cpu_seconds
+        if number == signal.SIGXCPU or late:
+            return "cpu"
+        return "signal" if 0 < number < 65 else "error"
 
     def _read(
         self,
@@ -284,7 +298,15 @@ def package_folders() -> list[str]:
 
 def _view(folder_bytes: int, packages: list[str]) -> list[str]:
     """bubblewrap's options: what a program sees of this machine."""
-    options = ["--unshare-all", "--die-with-parent", "--new-session", "--hostname", "sandbox"]
+    # Named beside --unshare-all, which goes on without it where it is refused.
+    options = [
+        "--unshare-all",
+        "--unshare-user",
+        "--die-with-parent",
+        "--new-session",
+        "--hostname",
+        "sandbox",
+    ]
     options += ["--uid", "65534", "--gid", "65534", "--chdir", "/tmp"]
     # First, so that an environment below /tmp is laid over it.
     options += ["--size", str(folder_bytes), "--tmpfs", "/tmp"]
@@ -328,13 +350,3 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
     # The session has the number of its first process, also after that one's end.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _end_of(status: int) -> End:
-    if status == 0:
-        return "ok"
-    # bubblewrap ends with 128 + the number of the signal that ended the program; Popen says minus the number.
-    number = -status if status < 0 else status - 128
-    if number in (signal.SIGXCPU, signal.SIGKILL):
-        return "cpu"
-    return "signal" if 0 < number < 65 else "error"

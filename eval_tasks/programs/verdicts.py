@@ -22,7 +22,7 @@ from eval_tasks.answers.minerva import exact_number
 from eval_tasks.answers.rules import MATH
 from eval_tasks.programs.equal_inside import close
 from eval_tasks.programs.pool import in_parallel
-from eval_tasks.programs.sandbox import Outcome, Sandbox, open_sandbox
+from eval_tasks.programs.sandbox import Outcome, Sandbox
 from eval_tasks.results.samples import Sample, Verdict
 
 # Where the next example would begin; released stop string of GSM8k+Python.
@@ -117,24 +117,6 @@ def verdicts(
     return in_parallel(verdict, samples, workers)
 
 
-def program_judge(
-    unsafe: bool = False, workers: int | None = None
-) -> Callable[[str, Iterable[Sample]], Iterator[Verdict]]:
-    """What judges the samples of a task by the name of its rule, in a sandbox that is opened with the first.
-
-    Raises, when it is called first:
-        UserError: there is no isolation here, and `unsafe` is not set.
-    """
-    opened: list[Sandbox] = []
-
-    def judge(rule: str, samples: Iterable[Sample]) -> Iterator[Verdict]:
-        if not opened:
-            opened.append(open_sandbox(unsafe=unsafe))
-        return verdicts(opened[0], RULES[rule], samples, workers)
-
-    return judge
-
-
 def described(value: str | None) -> tuple[str, str | None]:
     """Kind and text of what inside.py said of a variable; ("none", None) for everything unexpected."""
     try:
@@ -160,6 +142,8 @@ def _equal(sandbox: Sandbox, kind: str, text: str | None, reference: str) -> boo
     if text is None or wanted is None or kind not in ("number", "sympy"):
         return False
     exact, wanted_exact = _exact(text), exact_number(wanted)
+    if kind == "number" and exact is None:
+        return False  # infinite, or not a number
     if exact is not None and wanted_exact is not None:
         return close(_float(exact), _float(wanted_exact))
     question = json.dumps({"answer": text, "reference": wanted}).encode()

@@ -73,10 +73,6 @@ def score_folder(
     tasks = {name: task_named(name) for name in tasks_in(folder) if name not in left_out}
     if not tasks:
         raise UserError(f"{folder}: holds no samples_<task>.jsonl; give a folder that evaluate.py made")
-    for name, task in list(tasks.items()):
-        if task.prover is not None:
-            tell(f"{name}: its proofs are checked by tools/prove.py whole --prover {task.prover}")
-            del tasks[name]
     run = _run_of(folder)
     content: dict[str, Any] = {"tasks": {}, "model": run.get("model"), "settings": run.get("tasks")}
     with ExitStack() as stack:

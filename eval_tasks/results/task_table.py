@@ -26,7 +26,6 @@ class Task:
         items: of the whole test set.
         rule: for answers in text.
         program: the name of the rule in `eval_tasks.programs` for answers of programs.
-        prover: the proof assistant that judges its proofs, which `tools/prove.py whole` asks.
         figures: what was published, None where nothing was.
         caveat: why its figures are not those of the released evaluation even with equal samples.
     """
@@ -36,18 +35,18 @@ class Task:
     items: int
     rule: AnswerRule | None = None
     program: str | None = None
-    prover: str | None = None
     figures: Figures | None = None
     caveat: str | None = None
 
     @property
     def is_likelihood(self) -> bool:
         """Whether what counts is how likely a text is."""
-        return self.rule is None and self.program is None and self.prover is None
+        return self.rule is None and self.program is None
 
 
 _TRUNCATED = (
-    "the released scorer cuts numbers to integers before it compares them; here they are compared as they are"
+    "the released scorer cuts numbers to integers before it compares them and takes pi for a variable; here "
+    "numbers are compared as they are, and pi is a constant"
 )
 _TASKS = (
     Task("llemma_math", "MATH", 5_000, MATH, figures=FIGURES["math"]),
@@ -70,11 +69,6 @@ _TASKS = (
         "llemma_math_python", "MATH+Python", 5_000, program="math_python", figures=FIGURES["math_python"],
         caveat=_TRUNCATED,
     ),
-    Task("llemma_minif2f_isabelle", "miniF2F, Isabelle", 244, prover="isabelle"),
-    Task("llemma_minif2f_isabelle_samples", "miniF2F, Isabelle", 244, prover="isabelle"),
-    Task("llemma_minif2f_isabelle_validation", "miniF2F validation, Isabelle", 235, prover="isabelle"),
-    Task("llemma_minif2f_isabelle_repair", "miniF2F, Isabelle, repaired", 244, prover="isabelle"),
-    Task("llemma_proofnet", "ProofNet, Lean 4", 186, prover="lean"),
     Task("llemma_math_perplexity", "MATH, solutions", 5_000),
     Task("llemma_gsm8k_perplexity", "GSM8k, solutions", 1_319),
 )  # fmt: skip

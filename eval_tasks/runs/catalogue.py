@@ -75,10 +75,15 @@ class TaskEntry:
         return bool(self.generation.get("do_sample"))
 
     @property
+    def prover(self) -> str | None:
+        """The proof assistant that judges what is written, which tools/prove.py whole asks; else None."""
+        found = self.first.get("metadata", {}).get("prover")
+        return None if found is None else str(found)
+
+    @property
     def is_proof(self) -> bool:
-        """Whether a proof assistant judges what is written: tools/prove.py whole does, from the samples."""
-        function = self.first["doc_to_text"]
-        return isinstance(function, Function) and function.folder.name == "proofs"
+        """Whether proofs are written, which evaluate.py does not judge."""
+        return self.prover is not None
 
 
 @functools.cache

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.data.corpora import shared_folder
+from tools import prove
 from tools.prove_parts import coq_text
 from tools.prove_parts.coq import CoqProver, CoqSession, find_coq
 from tools.prove_parts.proposers import FixedTactics
 from tools.prove_parts.provers import BadStatement, Limits, ProverDied, Theorem
+from tools.prove_parts.records import read_proofs
 from tools.prove_parts.search import SearchLimits, search
 from tools.prove_parts.steady_session import SteadySession
 
@@ -26,9 +31,12 @@ FALSE = Theorem("wrong", "Theorem wrong : 1 = 2.")
 
 TEXTS = [
     "intros. split.", "idtac \"a. b\". idtac.", "idtac (* x. y (* z. *) *). idtac.", "idtac (* \"*)\" . *).",
-    "split. - idtac. + idtac. ++ idtac. }", "{ idtac. }", "2: { idtac. }", "[x]: { idtac. }", "auto... idtac.",
-    "exact (Nat.add 1 2). idtac.", "idtac.idtac.", "apply Nat.add_comm.", "idtac \"a\"\". \". idtac.", "all: idtac. 1-2: idtac.",
-    "Check [1; 2]%list.\nidtac.", "idtac.\tidtac.", "(* only. *) idtac.", "exists 1.5%nat. idtac.", "idtac .. .", "*** idtac.",
+    "split. - idtac. + idtac. ++ idtac. }", "{ idtac. }", "2: { idtac. }", "[x]: { idtac. }",
+    "auto... idtac.",
+    "exact (Nat.add 1 2). idtac.", "idtac.idtac.", "apply Nat.add_comm.", "idtac \"a\"\". \". idtac.",
+    "all: idtac. 1-2: idtac.",
+    "Check [1; 2]%list.\nidtac.", "idtac.\tidtac.", "(* only. *) idtac.", "exists 1.5%nat. idtac.",
+    "idtac .. .", "*** idtac.",
 ]  # fmt: skip
 
 
@@ -39,13 +47,18 @@ def session() -> Iterator[CoqSession]:
     session.close()
 
 
+@pytest.fixture(scope="module")
+def prover() -> CoqProver:
+    return CoqProver(find_coq(), Limits())
+
+
 @needs_coq
 def test_sentences_end_where_coqtop_ends_them() -> None:
     # Each text between two marks; a prompt comes after each sentence, whatever Coq thinks of it.
     marked = "".join(f'Check "mark{at}". {text}\n' for at, text in enumerate(TEXTS))
     done = subprocess.run(
         ["coqtop", "-q", "-emacs", "-w", "none"],
-        input=f"Require Import String. Open Scope string_scope.\nGoal True /\\ True.\n{marked}Check \"end\".\n",
+        input=f'Require Import String. Open Scope string_scope.\nGoal True /\\ True.\n{marked}Check "end".\n',
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
     )  # fmt: skip
     counted = [part.count("<prompt>") - 1 for part in re.split(r'"(?:mark\d+|end)"\n', done.stdout)]
@@ -59,10 +72,15 @@ def test_what_has_no_end(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "Admitted", "lia. Admitted.", "intros. lia", "admit", "give_up.", "exact (ltac:(admit))", "Axiom f : False.", "all: Check 1.",
-    "1: Print nat.", "#[local] Axiom f : False.", "Unset Guard Checking.", "- lia", "{ lia. }", "(* x *) Qed.", "(* x *)", "", ".",
-    'idtac "<prompt>"', "lia.\nQed.", "Timeout 5 lia.", "Fail lia.", "Local Notation \"1\" := 2.", "[x]: Redirect \"f\" Check 1.", "!: Abort.",
-    "lia. (* x", "Restart", "Proof using.", "Time Abort.", "par : Admitted.", "1,2-3: Cd \"/\".", 'Load "x".', "BackTo 3.",
+    "Admitted", "lia. Admitted.", "intros. lia", "admit", "give_up.", "exact (ltac:(admit))",
+    "Axiom f : False.", "all: Check 1.",
+    "1: Print nat.", "#[local] Axiom f : False.", "Unset Guard Checking.", "- lia", "{ lia. }",
+    "(* x *) Qed.", "(* x *)", "", ".",
+    'idtac "<prompt>"', "lia.\nQed.", "Timeout 5 lia.", "Fail lia.", "Local Notation \"1\" := 2.",
+    "[x]: Redirect \"f\" Check 1.", "!: Abort.",
+    "lia. (* x", "Restart", "lia" + " " * 10_000 + "; lia", "Proof using.", "Time Abort.",
+    "par : Admitted.", "1,2-3: Cd \"/\".",
+    'Load "x".', "BackTo 3.",
 ])  # fmt: skip
 def test_sentences_that_are_no_tactic(text: str) -> None:
     with pytest.raises(ValueError):
@@ -70,9 +88,12 @@ def test_sentences_that_are_no_tactic(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "sentence"), [
-    ("lia", "lia."), ("intros x  y.", "intros x y."), ("all: lia", "all: lia."), ("rewrite <- H;\n  auto", "rewrite <- H; auto."),
-    ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."), ("exact H.admit", "exact H.admit."),
-    ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."), ("auto...", "auto..."),
+    ("lia", "lia."), ("intros x  y.", "intros x y."), ("all: lia", "all: lia."),
+    ("rewrite <- H;\n  auto", "rewrite <- H; auto."),
+    ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."),
+    ("exact H.admit", "exact H.admit."),
+    ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."),
+    ("auto...", "auto..."),
 ])  # fmt: skip
 def test_tactics(text: str, sentence: str) -> None:
     assert coq_text.one_tactic(text) == sentence
@@ -122,7 +143,7 @@ def test_limits_of_a_tactic(session: CoqSession) -> None:
 
 @needs_coq
 def test_memory_is_limited() -> None:
-    prover = CoqProver(find_coq(), Limits(tactic_seconds=60, memory_bytes=1 << 30))
+    prover = CoqProver(find_coq(), Limits(tactic_seconds=60, memory_bytes=700 << 20))
     session = prover.open(Theorem("x", "Require Import List.\nTheorem x : True."))
     try:
         outcome = session.apply(session.root, "let x := eval vm_compute in (seq 0 30000) in idtac")
@@ -165,12 +186,15 @@ def test_a_search_finds_and_replays() -> None:
 
 @needs_coq
 @pytest.mark.parametrize("proof", [
-    "lia.", "admit.", "Admitted.", "Abort. Theorem wrong : True. exact I.", "reflexivity.", "Axiom f : False. destruct f.",
-    "Qed. Check 1.", "exact I. Qed. Theorem wrong2 : True. exact I.", "idtac (* ", "intros. Unset Guard Checking. exact I.",
-    "Notation \"2\" := 1. reflexivity.", "", 'idtac "Closed under the global context". exact I.', "give_up.", "Optimize Heap.",
+    "lia.", "admit.", "Admitted.", "Abort. Theorem wrong : True. exact I.", "reflexivity.",
+    "Axiom f : False. destruct f.",
+    "Qed. Check 1.", "exact I. Qed. Theorem wrong2 : True. exact I.", "idtac (* ",
+    "intros. Unset Guard Checking. exact I.",
+    "Notation \"2\" := 1. reflexivity.", "", 'idtac "Closed under the global context". exact I.',
+    "give_up.", "Optimize Heap.",
 ])  # fmt: skip
-def test_no_proof_of_what_is_false(proof: str) -> None:
-    assert not CoqProver(find_coq(), Limits()).check(FALSE, proof).ok
+def test_no_proof_of_what_is_false(prover: CoqProver, proof: str) -> None:
+    assert not prover.check(FALSE, proof).ok
 
 
 @needs_coq
@@ -181,6 +205,9 @@ def test_planted_axioms_are_refused_and_named() -> None:
     assert not verdict.ok
     assert verdict.axioms == ("Replayed.easy",)
     assert CoqProver(find_coq(), Limits(), ("Replayed.easy",)).check(planted, "exact easy.").ok
+    line = search(prover, planted, FixedTactics(["exact easy"]), SearchLimits(seconds=120))
+    assert not line["proved"]
+    assert "Replayed.easy" in line["rejected"][0]["message"]
     # The name of an axiom of the library does not make it one.
     disguised = Theorem(
         "wrong", "Module Classical_Prop. Axiom classic : 1 = 2. End Classical_Prop.\n" + FALSE.statement
@@ -194,15 +221,16 @@ def test_planted_axioms_are_refused_and_named() -> None:
 
 @needs_coq
 def test_axioms_of_the_library_are_allowed_and_named() -> None:
-    real = Theorem("r", "Require Import Reals.\nTheorem r : forall x y : R, (x + y = y + x)%R.")
-    verdict = CoqProver(find_coq(), Limits()).check(real, "Proof.\nintros x y.\n{ ring. }\nQed.")
+    peirce = Theorem("p", "Require Import Classical.\nTheorem p : forall A : Prop, ~ ~ A -> A.")
+    verdict = CoqProver(find_coq(), Limits()).check(peirce, "Proof.\nintros A.\n{ exact (NNPP A). }\nQed.")
     assert verdict.ok, verdict.message
-    assert "Coq.Reals.ClassicalDedekindReals.sig_forall_dec" in verdict.axioms
+    assert verdict.axioms == ("Coq.Logic.Classical_Prop.classic",)
 
 
 @needs_coq
 @pytest.mark.parametrize("statement", [
-    "Theorem t : 1 = true.", "Theorem t : True", "Goal True.", "Theorem t : True. Proof. exact I. Qed. Definition u := 1.", "Theorem t",
+    "Theorem t : 1 = true.", "Theorem t : True", "Goal True.",
+    "Theorem t : True. Proof. exact I. Qed. Definition u := 1.", "Theorem t",
 ])  # fmt: skip
 def test_statements_that_are_none(statement: str) -> None:
     prover = CoqProver(find_coq(), Limits())
@@ -210,3 +238,24 @@ def test_statements_that_are_none(statement: str) -> None:
         prover.open(Theorem("t", statement))
     with pytest.raises(BadStatement):
         prover.check(Theorem("t", statement), "exact I.")
+
+
+PORTFOLIO = Path(coq_text.__file__).parent / "portfolios" / "coq_arithmetic"
+# Of miniF2F in Coq: some that a tactic of the portfolio proves, and one that none does.
+PROVED = {"mathd_numbertheory_132", "amc12b_2020_p5"}
+OPEN = {"mathd_numbertheory_156"}
+
+
+@needs_coq
+def test_statements_of_minif2f_by_the_portfolio(tmp_path: Path) -> None:
+    lines = (shared_folder() / "minif2f_rocq_valid.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if json.loads(line)["name"] in PROVED | OPEN]
+    (tmp_path / "theorems.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    prove.main([
+        "search", "--prover", "coq", "--theorems", str(tmp_path / "theorems.jsonl"), "--max-expansions", "1",
+        "--header", f"{PORTFOLIO}.v", "--tactics", f"{PORTFOLIO}.txt", "--output", str(tmp_path / "output"),
+        "--tactic-timeout", "60",
+    ])  # fmt: skip
+    proofs = read_proofs(tmp_path / "output" / "proofs.jsonl")
+    assert {name for name, line in proofs.items() if line["proved"]} == PROVED
+    assert all(line["rejected"] == [] for line in proofs.values())

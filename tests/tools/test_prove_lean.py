@@ -23,7 +23,7 @@ from tools.prove_parts.provers import BadStatement, Limits, Theorem
 from tools.prove_parts.records import read_proofs
 from tools.prove_parts.search import SearchLimits, search
 
-pytest.importorskip("lean_interact", reason="needs requirements-eval.txt")
+lean_interact = pytest.importorskip("lean_interact", reason="needs requirements-eval.txt")
 
 STATEMENT = "theorem both (p q : Prop) (hp : p) (hq : q) : p ∧ q"
 GOAL = "p q : Prop\nhp : p\nhq : q\n⊢ p ∧ q"
@@ -40,6 +40,12 @@ RECORD: dict[str, Any] = {
 }
 THEOREM = Theorem("both", STATEMENT, "import Mathlib")
 LIMITS = Limits(tactic_seconds=30)
+
+
+@pytest.fixture(autouse=True)
+def no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lean-interact collects garbage after each REPL, which takes its time where all of torch is loaded."""
+    monkeypatch.setattr(lean_interact.server.gc, "collect", lambda: 0)
 
 
 def prover(folder: Path, limits: Limits = LIMITS, axioms: tuple[str, ...] = ()) -> LeanProver:
@@ -110,18 +116,24 @@ def test_statements_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [
     "sorry", "exact sorryAx _ false", "admit", "native_decide", "decide +native", "linarith\naxiom f : False",
-    "run_tac do pure ()", "exact Lean.ofReduceBool _ _ rfl", "simp -- x\n#eval 1", "set_option debug.skipKernelTC true in simp",
-    "open Foo in simp", "simp)\n\ntheorem both : True := by (trivial", "exact (by sorry)", "simp /- - /- -/ -/ \nunsafe def x := 1",
-    'exact foo "--" sorry', "nomatch ('\"' : Char) sorry -- \"", "IO.println x", "local notation \"1\" => 2",
+    "run_tac do pure ()", "exact Lean.ofReduceBool _ _ rfl", "simp -- x\n#eval 1",
+    "set_option debug.skipKernelTC true in simp",
+    "open Foo in simp", "simp)\n\ntheorem both : True := by (trivial", "exact (by sorry)",
+    "simp /- - /- -/ -/ \nunsafe def x := 1",
+    'exact foo "--" sorry', "nomatch ('\"' : Char) sorry -- \"", "IO.println x", "exact _root_.sorryAx _",
+    "exact _root_.Lean.foo", "exact (unsafeCast h)", "local notation \"1\" => 2",
 ])  # fmt: skip
 def test_words_that_do_not_pass(text: str) -> None:
     assert lean_text.why_forbidden(text) is not None
 
 
 @pytest.mark.parametrize("text", [
-    "norm_num [h₀, h₁] at *", "nlinarith [sq_nonneg (a + b)] -- by definition of the theorem", "simp only [sub_eq_add_neg]",
-    "set_option maxHeartbeats 400000 in nlinarith", "exact h.open", "rw [Finset.sum_range_succ]", "refine' ⟨n + 1, lt_add_one _, 1, _⟩",
-    "replace h₀ := congr_arg (· % 2009) h₀", "/- sorry -/ rfl", "obtain ⟨end', h⟩ := h", "interval_cases x <;> simp_all",
+    "norm_num [h₀, h₁] at *", "nlinarith [sq_nonneg (a + b)] -- by definition of the theorem",
+    "simp only [sub_eq_add_neg]",
+    "set_option maxHeartbeats 400000 in nlinarith", "exact h.open", "rw [Finset.sum_range_succ]",
+    "refine' ⟨n + 1, lt_add_one _, 1, _⟩",
+    "replace h₀ := congr_arg (· % 2009) h₀", "/- sorry -/ rfl", "obtain ⟨end', h⟩ := h",
+    "interval_cases x <;> simp_all",
 ])  # fmt: skip
 def test_words_that_pass(text: str) -> None:
     assert lean_text.why_forbidden(text) is None
@@ -150,7 +162,8 @@ def test_recorded_proofs_of_llemma_are_found_again(tmp_path: Path) -> None:
     list_file.write_text("\n".join(tactics), encoding="utf-8")
     options = repl_stand_in.install(tmp_path, records)
     command = [
-        sys.executable, prove.__file__, "search", *options, "--theorems", str(theorems), "--tactics", str(list_file),
+        sys.executable, prove.__file__, "search", *options, "--theorems", str(theorems), "--tactics",
+        str(list_file),
         "--output", str(output), "--tactic-timeout", "60", "--workers", "2",
     ]  # fmt: skip
     # Not in this process: lean-interact collects garbage after each REPL, and all of torch is here.

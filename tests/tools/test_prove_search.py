@@ -75,7 +75,8 @@ class Scores:
 def expansions_by_looking(edges: Edges, table: Mapping[str, Mapping[str, float]], most: int) -> list[str]:
     """The order of expansions by the rule alone: the least cost, then the oldest, of all that wait."""
     waiting: list[tuple[float, int, str]] = [(0.0, 0, GOAL)]
-    seen, order, age = {GOAL}, [], 1
+    seen, age = {GOAL}, 1
+    order: list[str] = []
     while waiting and len(order) < most:
         first = min(waiting, key=lambda entry: entry[:2])
         waiting.remove(first)

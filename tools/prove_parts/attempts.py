@@ -11,7 +11,7 @@ from typing import Any
 
 from eval_tasks.results.json_lines import read_lines
 from eval_tasks.results.samples import Sample, iterate_samples, tasks_in
-from eval_tasks.results.task_table import TASKS
+from eval_tasks.runs.catalogue import catalogue
 from megatron.neox_arguments.errors import UserError, shown
 from tools.prove_parts.provers import BadStatement, Checker, ProverDied, Theorem
 from tools.prove_parts.records import ProofRun
@@ -74,7 +74,8 @@ def read_attempts(places: Sequence[Path], language: str, header: str) -> list[At
 def _file_of(place: Path, language: str) -> Path:
     if place.is_file():
         return place
-    names = [name for name in tasks_in(place) if (task := TASKS.get(name)) and task.prover == language]
+    known = catalogue()
+    names = [name for name in tasks_in(place) if name in known and known[name].prover == language]
     if len(names) != 1:
         have = ", ".join(names) or "none"
         raise UserError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import resource
@@ -169,6 +170,10 @@ def run_bounded(
             stderr=subprocess.STDOUT,
         )
         timed_out = False
+        # Should this program be killed meanwhile, the kernel ends the other one.
+        cpu_seconds = math.ceil(seconds) + 1
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:

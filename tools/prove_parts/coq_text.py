@@ -21,6 +21,9 @@ _STATEMENT = re.compile(
     r"(?:Theorem|Lemma|Fact|Remark|Corollary|Proposition|Property|Example|Definition)\s+([\w']+)"
 )
 
+# A line that a pipe takes whole, whether or not its reader reads.
+_LONGEST_TACTIC_CHARACTERS = 10_000
+
 
 class Unfinished(ValueError):
     """A comment or a string has no end, or the last sentence has no stop."""
@@ -144,6 +147,8 @@ def one_tactic(text: str) -> str:
     Raises:
         ValueError: it is none, or more than one, or one that may not be; the message says why.
     """
+    if len(text) > _LONGEST_TACTIC_CHARACTERS:
+        raise ValueError(f"has more than {_LONGEST_TACTIC_CHARACTERS} characters")
     try:
         found = sentences(text)
     except Unfinished:

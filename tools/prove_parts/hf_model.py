@@ -7,7 +7,7 @@ Legend: N answers, S tokens, V ids.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tools.prove_parts.proposers import Candidate, TooLong, unique_best_first
 
 # Answers whose logits are computed together: [8, S, V] in float32 is 260 MB at 256 tokens and 32,000 ids.
 _ANSWERS_TOGETHER = 8
+# The end of an answer is looked for in this many of its last tokens.
+_STOP_TOKENS = 6
 
 
 class HFModel:
@@ -69,13 +71,19 @@ class HFModel:
         else:
             torch.manual_seed(asking.seed_of(goals))
             how = {"do_sample": True, "temperature": asking.temperature, "top_p": asking.top_p, "top_k": 0}
+        prompt_tokens = inputs["input_ids"].shape[1]
+
+        def is_at_end(ids_NS: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+            """transformers' own criterion for texts does not read every tokenizer."""
+            ended_N = [self._ends(ids_S) for ids_S in ids_NS[:, prompt_tokens:].tolist()]
+            return torch.tensor(ended_N, device=ids_NS.device)
+
         answers: torch.Tensor = self._model.generate(
             **inputs,
             **how,
             num_return_sequences=asking.candidates,
             max_new_tokens=asking.tactic_tokens,
-            stop_strings=[STOP],
-            tokenizer=self._tokenizer,
+            stopping_criteria=[is_at_end],
             pad_token_id=self._padding_id,
         )
         return answers
@@ -98,14 +106,15 @@ class HFModel:
             found.append(Candidate(text.split(STOP, 1)[0], float(logprobs_S[:tokens].mean())))
         return found
 
-    def _tokens_of(self, ids: list[int]) -> int:
+    def _tokens_of(self, ids: Sequence[int]) -> int:
         """How many of the ids are the answer, with the one that ended it; the rest is padding."""
-        if (end := self._tokenizer.eos_token_id) in ids:
-            return ids.index(end) + 1
-        tokens = len(ids)
-        while tokens > 1 and ids[tokens - 1] == self._padding_id:
-            tokens -= 1
-        return tokens
+        return next((at for at in range(1, len(ids) + 1) if self._ends(ids[:at])), len(ids))
+
+    def _ends(self, ids: Sequence[int]) -> bool:
+        """Whether the last of an answer's ids ends it."""
+        if ids[-1] == self._tokenizer.eos_token_id:
+            return True
+        return STOP in self._tokenizer.decode(ids[-_STOP_TOKENS:])
 
     def settings(self) -> Mapping[str, Any]:
         """See `Proposer.settings`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 # Ways to leave a goal unproved.
-_GIVES_UP = {"sorry", "admit", "sorryAx", "stop"}
+_GIVES_UP = {"sorry", "admit", "stop"}
 # Words that begin a command: behind a proof they would be taken for the next one.
 _COMMANDS = {
     "abbrev", "attribute", "axiom", "class", "constant", "declare_syntax_cat", "def", "deriving", "elab",
@@ -23,9 +23,8 @@ _COMMANDS = {
 # Words that run programs, or put something in front of the kernel.
 _PROGRAMS = {
     "by_elab", "csimp", "extern", "implemented_by", "include_str", "run_elab", "run_meta", "run_tac",
-    "unsafeCast", "unsafeIO", "unsafeEIO", "unsafeBaseIO",
 }  # fmt: skip
-_COMPILED = {"native_decide", "reduceBool", "ofReduceBool", "trustCompiler", "bv_decide"}
+_COMPILED = {"native_decide", "bv_decide"}
 _REFUSED = {
     **dict.fromkeys(_GIVES_UP, "gives a goal up"),
     **dict.fromkeys(_COMMANDS, "is a command"),
@@ -37,7 +36,11 @@ COMPILER_AXIOM = "Lean.ofReduceBool"
 _WORD = re.compile(r"(?<![\w.'!?])[^\W\d][\w'!?]*")
 _HASH = re.compile(r"#(?:eval|exit|print|reduce|check|synth|help|guard|with_exporting)\w*")
 # Namespaces of the compiler itself; `Lean.` and `IO.` have nothing that a mathematical proof needs.
-_META = re.compile(r"(?<![\w.'])(?:Lean|IO|Elab|Meta|MetaM|TacticM|CoreM)\s*\.(?!\s)")
+_META = re.compile(r"(?<![\w'])(?:Lean|IO|Elab|Meta|MetaM|TacticM|CoreM)\s*\.(?!\s)")
+# Constants that are refused under whatever name they are reached.
+_CONSTANTS = re.compile(
+    r"(?<![\w'])(?:sorryAx|unsafeCast|unsafeIO|unsafeEIO|unsafeBaseIO|reduceBool|ofReduceBool|trustCompiler)(?![\w'])"
+)
 _OPTION = re.compile(r"\bset_option\s+(\S+)")
 _HARMLESS_OPTIONS = {"maxHeartbeats", "maxRecDepth", "synthInstance.maxHeartbeats", "linter.all"}
 _OPEN = re.compile(r"(?<![\w.'])open\b")
@@ -77,6 +80,8 @@ def why_forbidden(text: str, trusts_compiler: bool = False) -> str | None:
         return f"{found[0]} is a command"
     if found := _META.search(bare):
         return f"{found[0]} reaches into the compiler"
+    if found := _CONSTANTS.search(bare):
+        return f"{found[0]} proves anything, or reaches into the compiler"
     if found := _OPEN.search(bare):
         return f"{found[0]} changes what names mean"
     for option in _OPTION.finditer(bare):

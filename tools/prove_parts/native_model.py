@@ -6,14 +6,16 @@ The engine has no beam search; with `sample`, the paper's 32 candidates become 3
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.checkpointing.convert import write_all_but_weights
 from megatron.checkpointing.inference import OpenedModel
-from megatron.neox_arguments.errors import ConfigError
+from megatron.neox_arguments.errors import ConfigError, UserError
 from megatron.text_generation import ModelSession, NewToken, Request, TextStream
 from tools.prove_parts.asking import STOP, Asking
 from tools.prove_parts.proposers import Candidate, TooLong, unique_best_first
@@ -29,18 +31,40 @@ class _Answer:
     is_done: bool = False
 
 
+def beginning_ids(opened: OpenedModel) -> list[int]:
+    """What transformers puts before a text with the tokenizer of this checkpoint's export: <s> for a Llama.
+
+    Raises:
+        UserError: it cannot read the tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="tokenizer-") as name:
+        write_all_but_weights(opened.folder, opened.record, Path(name), opened.folder.name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{opened.folder}: transformers cannot read its tokenizer ({error}); convert the checkpoint "
+                "with tools/convert_checkpoint.py neox-to-hf and use --hf"
+            ) from None
+    bos = tokenizer.bos_token_id
+    return [int(bos)] if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else []
+
+
 class NativeModel:
     """See `Proposer`. On rank 0 of the model's ranks; the others follow the session."""
 
     def __init__(self, checkpoint: Path, opened: OpenedModel, session: ModelSession, asking: Asking) -> None:
         self._checkpoint, self._opened, self._session, self._asking = checkpoint, opened, session, asking
+        self._beginning = beginning_ids(opened)
         self._lock = threading.Lock()
         self._answers: dict[int, _Answer] = {}
 
     def propose(self, goals: str) -> list[Candidate]:
         """See `Proposer.propose`."""
         asking, tokenizer = self._asking, self._opened.tokenizer
-        prompt_ids = tokenizer.encode(asking.prompt(goals))
+        prompt_ids = [*self._beginning, *tokenizer.encode(asking.prompt(goals))]
         numbers = []
         with self._lock:
             for number in range(asking.candidates):

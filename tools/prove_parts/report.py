@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from eval_tasks.measures.intervals import mean
 from megatron.neox_arguments.whole_files import write_whole
 
 # Azerbayev et al. 2023 (Llemma), the table on formal mathematics: proofs by tactic search in Lean 4, percent
@@ -19,23 +19,13 @@ PUBLISHED = {"Code Llama 7B": 20.49, "Code Llama 34B": 22.13, "Llemma 7B": 26.23
 _PUBLISHED_ITEMS = 244
 
 
-def interval(successes: int, items: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share (Wilson 1927)."""
-    z = 1.959964
-    share, square = successes / items, z * z
-    middle = (share + square / (2 * items)) / (1 + square / items)
-    half = z * math.sqrt(share * (1 - share) / items + square / (4 * items * items)) / (1 + square / items)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def summary(task: str, lines: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The content of `results.json`: shares with intervals, and what is usual among the proofs."""
     proved = [line for line in lines if line["proved"]]
-    low, high = interval(len(proved), len(lines))
     found: dict[str, Any] = {
         "items": len(lines),
         "samples_per_item": 1,
-        "metrics": {"proved": {"value": len(proved) / len(lines), "low": low, "high": high}},
+        "metrics": {"proved": mean([line["proved"] for line in lines]).as_fields()},
         "proved": len(proved),
         "statuses": dict(Counter(line["status"] for line in lines).most_common()),
         "rejected_proofs": sum(len(line.get("rejected") or []) for line in lines),
@@ -87,7 +77,7 @@ def as_markdown(content: Mapping[str, Any]) -> str:
         share = found["metrics"]["proved"]
         lines += [
             f"{task}: {found['proved']} of {found['items']} proved, {100 * share['value']:.1f}% "
-            f"[{100 * share['low']:.1f}, {100 * share['high']:.1f}] (95%, Wilson), "
+            f"[{100 * share['low']:.1f}, {100 * share['high']:.1f}] (95%, {share['interval']}), "
             f"{found['seconds']:.0f} s of provers' time; {found['rejected_proofs']} refused at the replay.",
             "",
             "| Ended as | Theorems |",

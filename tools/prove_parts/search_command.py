@@ -228,6 +228,7 @@ def _native(args: argparse.Namespace) -> Iterator[Proposer | None]:
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
     from megatron.text_generation import ModelSession
+    from megatron.trainer.telling import speaks
     from tools.prove_parts.native_model import NativeModel
 
     backend = initialize(
@@ -244,6 +245,10 @@ def _native(args: argparse.Namespace) -> Iterator[Proposer | None]:
                 yield None
             else:
                 yield NativeModel(args.native, opened, session, _asking(args, "sample"))
+    except UserError as error:
+        if not speaks(error):
+            raise SystemExit(error.exit_code) from None
+        raise
     finally:
         shut_down()
 

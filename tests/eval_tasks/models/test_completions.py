@@ -8,12 +8,14 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron.launcher.ports import free_port
 from megatron.neox_arguments.errors import UserError
+from tests.llamas import save_hf_llama
 
 pytest.importorskip("lm_eval", reason="needs requirements/requirements-eval.txt")
 
@@ -25,6 +27,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.asked: list[tuple[str | None, dict[str, Any]]] = []
         self.refusals, self.status = 0, 500
+        self.scorer: Any = None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,13 +38,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.headers.get("Authorization"), body))
-        status, answer = (
-            200,
-            {"choices": [{"index": 0, "text": f"{body['prompt'].split()[-1]} {body['seed']}"}]},
-        )
+        status, answer = 200, self._answer(body)
         if self.server.refusals > 0:
             self.server.refusals -= 1
-            status, answer = self.server.status, {"error": {"message": "context is 4 tokens"}}  # type: ignore[dict-item]
+            status, answer = self.server.status, {"error": {"message": "context is 4 tokens"}}
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -49,8 +49,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(body["prompt"], str):
+            return {"choices": [{"index": 0, "text": f"{body['prompt'].split()[-1]} {body['seed']}"}]}
+        if self.server.scorer is None:
+            return {"choices": [{"index": 0, "text": "", "logprobs": None}]}
+        assert (body["echo"], body["logprobs"]) == (True, 1)
+        (ids,) = body["prompt"]
+        return {"choices": [{"index": 0, "text": "", "logprobs": logprobs_of(self.server.scorer, ids)}]}
+
     def log_message(self, *_: Any) -> None:
         """Says nothing."""
+
+
+def logprobs_of(model: Any, ids: list[int]) -> dict[str, Any]:
+    """As OpenAI has them of an echoed prompt and one new token."""
+    import torch
+
+    with torch.no_grad():
+        all_SV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    new = int(all_SV[-1].argmax())
+    own = [None, *(float(row[token]) for row, token in zip(all_SV, [*ids[1:], new], strict=True))]
+    top = [None, *({"best": float(row.max())} for row in all_SV)]
+    return {"token_logprobs": own, "top_logprobs": top}
 
 
 @pytest.fixture
@@ -108,6 +129,37 @@ def test_a_refusal_is_passed_on_at_once(server: Server) -> None:
     with pytest.raises(UserError, match="refuses the request .400 .*context is 4 tokens"):
         completions(server).generate_until([instance("say so", 1)])
     assert len(server.asked) == 1
+
+
+def test_likelihoods_are_those_of_lm_evals_hf(server: Server, tmp_path: Path) -> None:
+    """The server scores with transformers what it is sent; the tokenizer puts a token at the beginning."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from eval_tasks.models.completions import Completions
+
+    folder = save_hf_llama(tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eod> $A", pair="<eod> $A $B", special_tokens=[("<eod>", 0)]
+    )
+    tokenizer.save_pretrained(folder)
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32")
+    server.scorer = theirs.model
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    ours = Completions(url, "llemma", None, str(folder), concurrent=2, timeout_seconds=20)
+    pairs = [("w5 w6 w7", " w8 w9"), ("w200", " w3"), ("w9 w9", " w9 w10 w11 w12")]
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    found = ours.loglikelihood(asked, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+    assert server.asked[0][1]["prompt"][0][0] == 0
+    server.scorer = None
+    with pytest.raises(UserError, match="no log-probabilities of a prompt"):
+        ours.loglikelihood(asked[:1], disable_tqdm=True)
 
 
 def test_a_server_that_is_not_there_is_said(server: Server) -> None:

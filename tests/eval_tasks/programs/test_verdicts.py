@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval_tasks.programs.equal_inside import Unreadable, close, expression
+from eval_tasks.answers.rules import MATH
+from eval_tasks.programs.equal_inside import Unreadable, close, compared, equal, expression, with_constants
 from eval_tasks.programs.pool import in_parallel
 from eval_tasks.programs.sandbox import Limits, Sandbox
 from eval_tasks.programs.verdicts import (
@@ -32,10 +34,10 @@ sympy = pytest.importorskip("sympy", reason="needs requirements/requirements-eva
 
 @pytest.fixture(scope="module")
 def box() -> Sandbox:
-    return sandbox_or_skip(Limits(cpu_seconds=3))
+    return sandbox_or_skip(Limits(cpu_seconds=60))
 
 
-def math_generation(body: str, imports: str = "from sympy import *") -> str:
+def math_generation(body: str, imports: str = "") -> str:
     """As a model goes on after the prompt's last fence."""
     return f"\n{body}\n```\nThe imports required for this program are\n```\n{imports}\n```\nI hope"
 
@@ -78,32 +80,38 @@ def test_gsm8k(box: Sandbox, generation: str, reference: str, answer: str | None
         ("answer = Rational(1, 3)", "\\frac{1}{2}", False),  # the released scorer cuts both to 0
         ("answer = 2.9", "2", False),
         ("answer = sqrt(8)", "so it is $\\boxed{2\\sqrt{2}}$.", True),
-        ("import math\nanswer = math.sqrt(8)", "2\\sqrt{2}", True),
-        ("x = symbols('x')\nanswer = (x + 1)**2", "x^2+2x+1", True),
         ("x = symbols('x', positive=True)\nanswer = sqrt(x**2) * sqrt(8)", "2\\sqrt{2}x", True),
-        ("x = symbols('x')\nanswer = x", "y", False),
         ("answer = [2]", "2", False),  # as released: a list is no number
         ("answer = 3\nraise ValueError", "3", True),  # as released: the value before the exception counts
-        ("answer = 3\nwhile True: pass", "3", False),
         ("pass", "3", False),
         ("answer = 10**100000", "3", False),
         ("answer = float('inf')", "3", False),
-        ("answer = 50", "50\\%", False),
         ("answer = True", "1", True),
         ("import numpy\nanswer = numpy.int64(7)", "7", True),
         ("class A:\n    def __str__(self): raise ValueError\nanswer = A()", "7", False),
     ],
 )
 def test_math(box: Sandbox, body: str, reference: str, correct: bool) -> None:
-    assert judged(box, MATH_PYTHON, math_generation(body), reference).correct is correct
+    imports = "from sympy import *" if re.search("sqrt|symbols|Rational|I", body) else ""
+    assert judged(box, MATH_PYTHON, math_generation(body, imports), reference).correct is correct
+
+
+def test_a_program_that_never_ends_has_no_answer() -> None:
+    short = sandbox_or_skip(Limits(cpu_seconds=1))
+    found = judged(short, MATH_PYTHON, math_generation("answer = 3\nwhile True: pass"), "3")
+    assert (found.answer, found.correct) == (None, False)
+    assert found.program is not None
+    assert found.program["error"] == "ended by its limit: cpu"
 
 
 def test_an_answer_cannot_declare_itself_right(box: Sandbox) -> None:
     forged = "class Forged(Symbol):\n    def __eq__(self, other): return True\n    __hash__ = None\n"
-    assert not judged(box, MATH_PYTHON, math_generation(forged + "answer = Forged('y')"), "x").correct
+    assert not judged(
+        box, MATH_PYTHON, math_generation(forged + "answer = Forged('y')", "from sympy import *"), "x"
+    ).correct
     text = "globals().__setitem__('verdict', True)"
     named = f"answer = Symbol({text!r})"
-    assert not judged(box, MATH_PYTHON, math_generation(named), "x").correct
+    assert not judged(box, MATH_PYTHON, math_generation(named, "from sympy import *"), "x").correct
     written = (
         'import os\nfor f in range(3, 60):\n    try: os.write(f, b\'{"kind": "number"}\')\n'
         "    except OSError: pass"
@@ -162,6 +170,40 @@ def test_the_reader_takes_expressions_only(text: str) -> None:
 def test_the_reader_refuses_everything_else(text: str) -> None:
     with pytest.raises(Unreadable):
         expression(text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "equals"),
+    [
+        ("x**2 + 2*x + 1", "(x+1)^2", True),
+        ("x", "y", False),
+        ("8*pi", "8\\pi", True),
+        ("25.132741228718345", "8\\pi", True),
+        ("3 + 4*I", "3+4i", True),
+        ("3*i", "3i", True),
+        ("50", "50\\%", None),
+        ("Eq(x, 2)", "x=2", True),
+        ("[2]", "2", None),
+        ("x", "x y (", None),
+    ],
+)
+def test_equality_in_sympy(answer: str, reference: str, equals: bool | None) -> None:
+    assert compared(answer, reference) in ((equals,) if equals else (False, None))
+
+
+def test_references_of_math_are_equal_to_what_sympy_prints_of_them() -> None:
+    latex = pytest.importorskip("sympy.parsing.latex")
+    read = 0
+    for row in shared_rows("math_test_recovered"):
+        reference = MATH.reference(row["solution"])
+        try:
+            form = latex.parse_latex(reference)
+        except Exception:  # not every reference is an expression
+            continue
+        answer = expression(str(form))
+        assert equal(answer, with_constants(form, answer)), reference
+        read += 1
+    assert read > 300
 
 
 @given(st.fractions(min_value=-1000, max_value=1000, max_denominator=50))

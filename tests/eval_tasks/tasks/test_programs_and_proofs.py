@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from eval_tasks.programs.sandbox import Limits
 from eval_tasks.programs.verdicts import gsm8k_program, math_program
 from eval_tasks.prompts import prompt
 from eval_tasks.runs.catalogue import catalogue
@@ -78,7 +79,7 @@ def test_the_math_prompt_ends_in_an_open_fence(tmp_path: Path) -> None:
 
 def test_the_examples_of_math_are_programs() -> None:
     parts = prompt("llemma_math_python_5_shot").text.split(programs.MATH_INSTRUCTION)[1:]
-    box = sandbox_or_skip()
+    box = sandbox_or_skip(Limits(cpu_seconds=60))
     pytest.importorskip("sympy")
     values = []
     for part in parts:
