@@ -22,6 +22,15 @@ from pathlib import Path
 from typing import Any
 
 CALL_SECONDS = 60.0
+KEY_CODES = {
+    "Escape": 27,
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
     "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -110,13 +119,12 @@ class Page:
         assert details is None, details.get("exception", {}).get("description", details["text"])
         return answer["result"].get("value")
 
-    def wait(self, script: str, seconds: float = CALL_SECONDS) -> Any:
-        """The value of an expression once it is true."""
-        deadline = time.monotonic() + seconds
-        while not (value := self.run(script)):
+    def wait(self, script: str) -> None:
+        """Waits until an expression is true."""
+        deadline = time.monotonic() + CALL_SECONDS
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < deadline, f"never true: {script}"
             time.sleep(0.02)
-        return value
 
     def text(self, selector: str) -> str:
         """The text of the first element that is selected, as a reader sees it."""
@@ -141,8 +149,10 @@ class Page:
     def press(self, key: str) -> None:
         """Presses and lets go of a key by its DevTools name, such as j, ArrowDown or Escape."""
         text = key if len(key) == 1 else ""
+        code = KEY_CODES.get(key, 0)
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else "")
+            typed = text if kind == "keyDown" else ""
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=typed, windowsVirtualKeyCode=code)
 
     def resize(self, width: int, height: int) -> None:
         """The window's size in CSS pixels."""

@@ -53,51 +53,56 @@ def _written(output: Path) -> set[str]:
 @contextlib.contextmanager
 def drafted(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` for the block to fill; after the block it takes the name, and what was
-    there before is removed. What a killed run left is removed first.
+    there before is removed. What a killed run left is put right first.
 
     Raises:
-        UserError: the folder cannot be made, or another explorer is being written there.
+        UserError: the folder cannot be written, or another explorer is being written there.
     """
     output = output.absolute()
     draft, old = (output.with_name(f".{output.name}.{word}") for word in ("draft", "old"))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir(exist_ok=True)
-        lock = os.open(draft, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(
-            f"--output={output}: cannot be written ({error.strerror}); choose another folder"
-        ) from None
-    try:
-        _lock(lock, output)
+    with _as_user_errors(output), _sole_writer(draft, output):
+        if old.exists() and not output.exists():  # killed between the two renames below
+            old.rename(output)
         _empty(draft)
-        yield draft
-        write_mark(draft)
-        if old.exists():
-            shutil.rmtree(old)
-        if output.exists():
-            output.rename(old)
-        draft.rename(output)
-        sync(output.parent)
+        try:
+            yield draft
+            write_mark(draft)
+            if output.exists():
+                output.rename(old)
+            draft.rename(output)
+            sync(output.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _as_user_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"--output={output}: cannot be written ({error.strerror}); make room or choose another"
+            f"--output={output}: cannot be written ({error.strerror}); make room or choose another folder"
         ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            if os.fstat(lock).st_ino == draft.stat().st_ino:
-                shutil.rmtree(draft)
-        os.close(lock)
 
 
-def _lock(descriptor: int, output: Path) -> None:
+@contextlib.contextmanager
+def _sole_writer(draft: Path, output: Path) -> Iterator[None]:
+    """Makes the draft and holds it; the lock is on the folder itself, so that none is left behind."""
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    draft.mkdir(exist_ok=True)
+    lock = os.open(draft, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not draft.exists() or os.fstat(lock).st_ino != draft.stat().st_ino:
+            raise BlockingIOError  # renamed by another run since it was opened
+        yield
     except BlockingIOError:
         raise UserError(
             f"--output={output}: another explorer is being written there; wait for it to end"
         ) from None
+    finally:
+        os.close(lock)
 
 
 def _empty(folder: Path) -> None:

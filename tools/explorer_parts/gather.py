@@ -103,7 +103,7 @@ class Gathering:
             self._database.execute("UPDATE items SET problem = ? WHERE id = ?", (digest, number))
         elif digest is not None and known != digest and fact.item is not None:
             raise UserError(
-                f"{fact.where}: item={name} of {task}: is another problem in {where}; give these files to "
+                f"{fact.where}: item={name} of {task}: has another problem in {where}; give these files to "
                 "explorers of their own, or the items ids of their own"
             )
         return int(number)

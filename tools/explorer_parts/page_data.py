@@ -107,15 +107,15 @@ class Writer:
         kinds: Mapping[str, str],
         results: Sequence[Results],
     ) -> None:
-        """Writes the rest. `files`: the names of each model's; `kinds`: samples or proofs, by task."""
+        """Writes the rest. `files`: those of each model; `kinds`: samples or proofs, by task."""
         if self._chunk:
             self._write_chunk()
         by_model = {each.model: each for each in results}
         index = {
             "title": title,
             "models": [
-                {"name": name, "sources": list(files.get(name, ())), "settings": _settings(by_model.get(name))}
-                for name in self._models
+                {"name": n, "sources": list(files.get(n, ())), "settings": _settings(by_model.get(n))}
+                for n in self._models
             ],
             "tasks": [
                 {
@@ -188,8 +188,8 @@ def _pairs(fields: Mapping[str, Any], prefix: str = "") -> Iterable[list[Any]]:
         if isinstance(value, Mapping):
             yield from _pairs(value, f"{prefix}{name}.")
         elif value is not None:
-            plain = value if isinstance(value, (str, bool)) else json.dumps(value)
-            yield [f"{prefix}{name}", plain]
+            plain = isinstance(value, (str, bool, int)) or finite(value) is not None
+            yield [f"{prefix}{name}", value if plain else json.dumps(value)]
 
 
 def _settings(results: Results | None) -> list[list[Any]] | None:

@@ -139,7 +139,12 @@ explorer.formulas = (() => {
     return fragment;
   }
 
-  const inlined = (part) => part.text.replace(/^\\begin\{(?:align|gather|equation)(\*?)\}|\\end\{(?:align|gather|equation)\*?\}$/g, "").replace(/&|\\\\/g, " ");
+  /** A formula made to fit a line: without the lines of align and its like, and no larger than text. */
+  function inlined(part) {
+    const lines = /^\\begin\{(?:align|gather|equation)\*?\}|\\end\{(?:align|gather|equation)\*?\}$/g;
+    const text = lines.test(part.text) ? part.text.replace(lines, "").replace(/&|\\\\/g, " ") : part.text;
+    return text.replace(/\\displaystyle(?![A-Za-z])/g, "").replace(/\\dfrac(?![A-Za-z])/g, "\\frac");
+  }
 
   return { split, render, renderLine };
 })();

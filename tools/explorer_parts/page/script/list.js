@@ -91,14 +91,10 @@ explorer.list = (() => {
     }
   }
 
-  /** The item `steps` after `item` in the list; the first where `item` is not in it. */
-  function neighbour(item, steps) {
-    const at = found.indexOf(item);
-    if (at < 0) return found[0] ?? null;
-    return found[at + steps] ?? null;
-  }
+  /** The item at a place of the list; undefined outside of it. */
+  const itemAt = (place) => found[place];
 
   const placeOf = (item) => ({ at: found.indexOf(item), total: found.length });
 
-  return { start, set, select, neighbour, placeOf };
+  return { start, set, select, itemAt, placeOf };
 })();

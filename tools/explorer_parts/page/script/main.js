@@ -67,8 +67,14 @@ explorer.main = (() => {
     if (place.q.trim()) {
       if (!explorer.search.isReady) {
         byId("progress").hidden = false;
-        await explorer.search.prepare((share) => (byId("progress").firstElementChild.style.width = `${100 * share}%`));
-        byId("progress").hidden = true;
+        try {
+          await explorer.search.prepare((share) => (byId("progress").firstElementChild.style.width = `${100 * share}%`));
+        } catch (error) {
+          byId("count").textContent = error.message;
+          return mine === turn;
+        } finally {
+          byId("progress").hidden = true;
+        }
         if (mine !== turn) return false;
       }
       matches = explorer.search.matcher(place.q);
@@ -132,15 +138,15 @@ explorer.main = (() => {
   }
 
   function open(number, isStep = false) {
-    if (number === null || number === undefined) return;
+    if (number === undefined) return;
     const at = { task: index.tasks[index.items.task[number]].name, item: index.items.id[number] };
     explorer.route.go({ ...place, at, sample: "", sample2: "" }, isStep);
   }
 
   function step(steps) {
     const { at, total } = explorer.list.placeOf(itemNumber());
-    const wanted = at < 0 ? (steps > 0 ? 0 : total - 1) : Math.min(total - 1, Math.max(0, at + steps));
-    if (wanted !== at) open(explorer.list.neighbour(itemNumber(), at < 0 ? 0 : wanted - at), true);
+    const from = at < 0 && steps < 0 ? total : at; // from outside the list: onto its first or its last item
+    open(explorer.list.itemAt(Math.min(total - 1, Math.max(0, from + steps))), true);
   }
 
   const edge = (direction) => step(-direction * Infinity);

@@ -6,6 +6,8 @@ explorer.proof = (() => {
   const { h, count } = explorer.dom;
   const S = explorer.states;
 
+  const STATUS = { proved: "right", error: "wrong", rejected: "wrong" };
+
   function draw(proof) {
     const verdict = S.ofBoolean(proof.proved);
     const facts = [
@@ -45,7 +47,7 @@ explorer.proof = (() => {
     const title = [
       h("code", { class: "tactic" }, node.tactic || "statement"),
       node.score === null || node.score === undefined ? null : h("span", { class: "quiet" }, node.score.toFixed(3)),
-      node.status ? h("span", { class: `node-status ${node.on_path ? "right" : ""}` }, node.status) : null,
+      node.status ? h("span", { class: `node-status ${STATUS[node.status] || ""}` }, node.status) : null,
     ];
     const state = [node.message ? h("pre", { class: "state said" }, node.message) : null, node.state ? h("pre", { class: "state" }, node.state) : null].filter(Boolean);
     if (!below && !state.length) return h("li", { class: node.on_path ? "path" : null }, h("div", { class: "leaf" }, title));

@@ -16,7 +16,7 @@ explorer.samples = (() => {
       run.vote ? explorer.votes.draw(run.vote, asSource) : null,
       run.samples.length > 1 ? strip(run.samples, at, choose) : null,
       run.left_out ? h("p", { class: "quiet" }, `${count(run.left_out)} more samples were left out of this page.`) : null,
-      h("div", { class: "sample" }, verdicts(sample, asSource), text(sample, asSource), likelihood(sample), program(sample.program), more(sample.more)),
+      h("div", { class: "sample" }, verdicts(sample, asSource), program(sample.program), text(sample, asSource), likelihood(sample), more(sample.more)),
     ];
   }
 
@@ -40,7 +40,7 @@ explorer.samples = (() => {
     });
     const differ = sample.minerva !== null && sample.math_verify !== null && sample.minerva !== sample.math_verify;
     return h("div", { class: "verdicts" }, chips,
-      judged.length ? null : h("span", { class: "chip unjudged" }, "not judged"),
+      judged.length || typeof sample.loglikelihood === "number" ? null : h("span", { class: "chip unjudged" }, "not judged"),
       differ ? h("span", { class: "chip differ-chip" }, "≠ graders differ") : null,
       sample.answer === null || sample.answer === undefined ? null
         : h("span", { class: "answer" }, h("span", { class: "quiet" }, "answer "), h("span", { dir: "auto" }, explorer.votes.answerText(sample.answer, asSource))),
@@ -49,6 +49,9 @@ explorer.samples = (() => {
 
   function text(sample, asSource) {
     if (sample.text === null || sample.text === undefined) return null;
+    if (sample.program) // the generation is a program, or holds it: code, not prose
+      return sample.text.trim() === (sample.program.code || "").trim() ? null
+        : h("details", { class: "more" }, h("summary", null, "Whole generation"), h("pre", { class: "code" }, sample.text));
     const box = h("div", { class: "prose generation", dir: "auto" });
     prose(box, sample.text, asSource);
     return box;

@@ -11,7 +11,7 @@ explorer.search = (() => {
   function start(content) {
     index = content;
     texts = new Array(content.items.id.length).fill(null);
-    if (content.data_bytes <= IDLE_LIMIT_BYTES) idle(() => prepare(null, true));
+    if (content.data_bytes <= IDLE_LIMIT_BYTES) idle(() => prepare(null, true).catch(() => null)); // said at a search
   }
 
   const idle = (work) => (window.requestIdleCallback ? requestIdleCallback(work, { timeout: 2000 }) : setTimeout(work, 200));
@@ -47,6 +47,7 @@ explorer.search = (() => {
       }
       isReady = true;
     })();
+    promise.catch(() => (loading = null)); // a missing file may be put back
     promise.hurry = () => {
       state.isHurried = true;
       state.wake?.();
