@@ -86,8 +86,8 @@ def explore(args: argparse.Namespace) -> None:
                 for fact in records.read(source, args.html):
                     gathering.add(fact)
                     names = of_model.setdefault(fact.model, [])
-                    if source.path.name not in names:
-                        names.append(source.path.name)
+                    if source.origin not in names:
+                        names.append(source.origin)
             if not gathering.models:
                 raise UserError(
                     f"{args.results[0]}: holds no sample and no proof; give results that have some"

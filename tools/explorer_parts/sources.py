@@ -21,7 +21,8 @@ _TABLES = (SAMPLES, VERDICTS, VOTES)
 class Source:
     """A file to read: its kind, and the model and task its lines are of where they do not say so themselves.
 
-    `named` is true where the user gave the model its name; it then holds for every line.
+    `named` is true where the user gave the model its name; it then holds for every line. `origin` is what was
+    given: the name of the file, or of the folder it is of.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class Source:
     model: str
     task: str
     named: bool
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[Source], list[Results]]:
             results += _measures(path / "results.json", model)
         elif path.is_file():
             model = name or path.stem
-            sources.append(Source(path, _kind_of(path), model, path.stem, name is not None))
+            sources.append(Source(path, _kind_of(path), model, path.stem, name is not None, path.name))
         else:
             raise UserError(f"{argument}: is not there; give a results folder or a JSONL file")
     return sources, results
@@ -80,10 +82,10 @@ def _of_folder(folder: Path, model: str) -> Iterator[Source]:
     for kind in _TABLES:
         for path in sorted(folder.glob(f"{kind}_*.jsonl")):
             found = True
-            yield Source(path, kind, model, path.stem.removeprefix(f"{kind}_"), True)
+            yield Source(path, kind, model, path.stem.removeprefix(f"{kind}_"), True, folder.resolve().name)
     if (folder / "proofs.jsonl").is_file():
         found = True
-        yield Source(folder / "proofs.jsonl", PROOFS, model, PROOFS, True)
+        yield Source(folder / "proofs.jsonl", PROOFS, model, PROOFS, True, folder.resolve().name)
     if not found:
         raise UserError(
             f"{folder}: holds neither samples_*.jsonl nor proofs.jsonl; give a folder that evaluate.py or "

@@ -20,7 +20,7 @@ explorer.search = (() => {
     const words = [item.problem, item.reference, item.statement];
     for (const run of item.runs) {
       for (const sample of run?.samples || []) words.push(sample.text, sample.answer, sample.program?.code, sample.program?.output);
-      if (run?.proof) words.push(run.proof.proof, run.proof.status);
+      if (run?.proof) words.push(run.proof.proof, run.proof.status, ...(run.proof.tree || []).map((node) => node.tactic));
     }
     return words.filter(Boolean).join("\n").toLowerCase();
   }
