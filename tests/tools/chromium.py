@@ -101,7 +101,7 @@ class Page:
         elif method == "Runtime.consoleAPICalled" and given["type"] in ("error", "warning", "assert"):
             self.errors.append(" ".join(str(each.get("value")) for each in given["args"]))
         elif method == "Log.entryAdded" and given["entry"]["level"] in ("error", "warning"):
-            self.errors.append(given["entry"]["text"])
+            self.errors.append(f"{given['entry']['text']} {given['entry'].get('url', '')}")
         elif method == "Page.javascriptDialogOpening":
             self.errors.append(f"dialog: {given['message']}")
             self.call("Page.handleJavaScriptDialog", accept=True)

@@ -121,8 +121,21 @@ def test_every_line_of_every_file_is_in_the_page(tmp_path: Path) -> None:
             assert len(proof["tree"] or []) == len(line["tree"] or [])
     assert index["models"][0]["settings"][:2] == [["model", "checkpoints/llemma_7b"], ["temperature", 0.6]]
     math = index["tasks"][1]["results"][1]
-    assert math["published"] == [["accuracy", 25.0]]
-    assert math["metrics"][1] == ["maj@8", {"value": 1.0, "low": 0.61, "high": 1.0}]
+    assert math["published"][1] == ["Llemma 34B", [["accuracy", 0.25], ["maj@256", 0.431]]]
+    assert math["metrics"][-1] == ["maj@8", {"value": 1.0, "low": 0.61, "high": 1.0}]
+
+
+def test_a_folder_of_proofs_has_the_task_of_its_measures(tmp_path: Path) -> None:
+    proof = {"theorem": "t", "statement": "theorem t : True", "proved": True, "proof": "trivial"}
+    for name in ("a", "b"):
+        write_lines(tmp_path / name / "proofs.jsonl", [proof])
+        measures = {"items": 1, "metrics": {"proved": {"value": 1.0}}, "published": {"Llemma 7B": 26.23}}
+        (tmp_path / name / "results.json").write_text(json.dumps({"tasks": {"minif2f": measures}}))
+    index = index_of(run(tmp_path / "page", tmp_path / "a", tmp_path / "b"))
+    assert [task["name"] for task in index["tasks"]] == ["minif2f"]
+    assert index["tasks"][0]["results"][1]["published"] == [["Llemma 7B", [["proved", 0.2623]]]]
+    assert index["states"] == [[17], [17]]
+    assert index["items"]["title"] == ["True"]
 
 
 def test_states_say_verdicts_disagreements_and_programs(tmp_path: Path) -> None:
@@ -358,6 +371,8 @@ def test_a_kill_between_the_two_renames_is_put_right(
     (tmp_path / "page").rename(tmp_path / ".page.old")
     fail(capsys, tmp_path / "page", write_lines(tmp_path / "bad.jsonl", [{}]))
     assert contents(tmp_path / "page") == before
+    (tmp_path / ".page.old").mkdir()  # and a kill after them
+    (tmp_path / ".page.old" / "index.html").touch()
     run(tmp_path / "page", good, "--overwrite")
     assert not (tmp_path / ".page.old").exists()
 

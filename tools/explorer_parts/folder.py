@@ -63,6 +63,8 @@ def drafted(output: Path) -> Iterator[Path]:
     with _as_user_errors(output), _sole_writer(draft, output):
         if old.exists() and not output.exists():  # killed between the two renames below
             old.rename(output)
+        elif old.exists():  # killed after them
+            shutil.rmtree(old)
         _empty(draft)
         try:
             yield draft

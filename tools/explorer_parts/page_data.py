@@ -192,17 +192,30 @@ def _pairs(fields: Mapping[str, Any], prefix: str = "") -> Iterable[list[Any]]:
             yield [f"{prefix}{name}", value if plain else json.dumps(value)]
 
 
+def _published(figures: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[list[Any]]:
+    """[model, [[measure, fraction], …]] of model → {measure: fraction, source}. tools/prove.py has percents,
+    model → percent, of its first measure."""
+    found: list[list[Any]] = []
+    for model, row in figures.items():
+        if isinstance(row, Mapping):
+            found.append([model, [[name, value] for name, value in row.items() if finite(value) is not None]])
+        elif finite(row) is not None and metrics:
+            found.append([model, [[next(iter(metrics)), round(row / 100, 6)]]])
+    return found
+
+
 def _settings(results: Results | None) -> list[list[Any]] | None:
     return None if results is None or not results.settings else list(_pairs(results.settings))
 
 
 def _measures(results: Results | None, task: str) -> dict[str, Any] | None:
-    """A task of results.json as the page reads it: names of measures and published figures as pairs."""
+    """A task of results.json as the page reads it: pairs of names and measures, and of models and what was
+    published of them."""
     measured = None if results is None else results.tasks.get(task)
     if not isinstance(measured, Mapping):
         return None
     metrics = measured.get("metrics") or {}
-    published = measured.get("published") or {}
+    published = measured.get("published")
     return {
         "items": measured.get("items"),
         "comparable": measured.get("comparable"),
@@ -211,5 +224,5 @@ def _measures(results: Results | None, task: str) -> dict[str, Any] | None:
             for name, value in metrics.items()
             if isinstance(value, Mapping)
         ],
-        "published": list(_pairs(published)) if isinstance(published, Mapping) else [],
+        "published": _published(published, metrics) if isinstance(published, Mapping) else [],
     }

@@ -220,7 +220,7 @@ def _proof(line: Mapping[str, Any], source: Source, where: str) -> Iterator[Fact
         "tree": _tree(line.get("tree")) or _steps(line.get("trace")),
         "more": _more(line, known | {"task", "model", "problem", "proof", "expansions", "tree", "trace"}),
     }  # fmt: skip
-    task = str(line.get("task") or sources.PROOFS)
+    task = str(line.get("task") or source.task)
     yield Fact(task, theorem, _model(line, source), 0, PROOF, fields, statement, where)
 
 

@@ -59,11 +59,14 @@ def parse(arguments: Sequence[str]) -> tuple[list[Source], list[Results]]:
                 raise UserError(
                     f"{argument}: {folders[model]} is called {model} too; give each a name: NAME={path}"
                 )
-            sources += _of_folder(path, model)
-            results += _measures(path / "results.json", model)
+            measures = _measures(path / "results.json", model)
+            sources += _of_folder(path, model, [task for each in measures for task in each.tasks])
+            results += measures
         elif path.is_file():
             model = name or path.stem
-            sources.append(Source(path, _kind_of(path), model, path.stem, name is not None, path.name))
+            kind = _kind_of(path)
+            task = PROOFS if kind == PROOFS else path.stem
+            sources.append(Source(path, kind, model, task, name is not None, path.name))
         else:
             raise UserError(f"{argument}: is not there; give a results folder or a JSONL file")
     return sources, results
@@ -77,15 +80,18 @@ def _divided(argument: str) -> tuple[str | None, Path]:
     return name, Path(path)
 
 
-def _of_folder(folder: Path, model: str) -> Iterator[Source]:
+def _of_folder(folder: Path, model: str, tasks: Sequence[str]) -> Iterator[Source]:
+    """The files of a folder. Its proofs are of the one task that `tasks`, those of its measures, name."""
     found = False
     for kind in _TABLES:
         for path in sorted(folder.glob(f"{kind}_*.jsonl")):
             found = True
+            tasks = [task for task in tasks if path.name != f"{kind}_{task}.jsonl"]
             yield Source(path, kind, model, path.stem.removeprefix(f"{kind}_"), True, folder.resolve().name)
     if (folder / "proofs.jsonl").is_file():
         found = True
-        yield Source(folder / "proofs.jsonl", PROOFS, model, PROOFS, True, folder.resolve().name)
+        task = tasks[0] if len(tasks) == 1 else PROOFS
+        yield Source(folder / "proofs.jsonl", PROOFS, model, task, True, folder.resolve().name)
     if not found:
         raise UserError(
             f"{folder}: holds neither samples_*.jsonl nor proofs.jsonl; give a folder that evaluate.py or "

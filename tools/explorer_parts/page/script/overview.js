@@ -21,7 +21,11 @@ explorer.overview = (() => {
   function measures(index, link) {
     const task = (task, number) => {
       const rows = index.models.flatMap((model, at) => lines(index, model, at, task, number));
-      rows[0]?.firstChild.before(h("th", { scope: "rowgroup", rowspan: rows.length, class: "task" }, h("a", { href: link({ task: task.name }) }, explorer.dom.breakable(task.name))));
+      const others = index.models.flatMap((model, at) => lesser(index, model, task.results[at]));
+      if (others.length) rows.push(h("tr", null, h("td", { colspan: 5 }, button(others))));
+      const published = task.results.find((results) => results?.published.length)?.published;
+      if (published) rows.push(h("tr", null, h("td", { colspan: 5, class: "quiet published" }, publishedText(published))));
+      rows[0]?.firstChild.before(h("th", { scope: "rowgroup", rowspan: rows.length + others.length, class: "task" }, h("a", { href: link({ task: task.name }) }, explorer.dom.breakable(task.name))));
       return h("tbody", null, rows);
     };
     return h("section", { class: "card", "aria-label": "Measures" }, h("table", { class: "measures" }, index.tasks.map(task)));
@@ -30,15 +34,42 @@ explorer.overview = (() => {
   /** One line a measure; counted from the verdicts where no results were given. */
   function lines(index, model, at, task, number) {
     const results = task.results[at];
-    const metrics = (results?.metrics || []).filter(([, metric]) => metric.value !== null);
-    if (!metrics.length) return counted(index, model, at, task, number);
-    return metrics.map(([name, metric], place) =>
-      h("tr", null,
-        h("th", { scope: "row" }, place ? null : named(index, model)),
-        h("td", { class: "measure" }, name),
-        h("td", { class: "value" }, isShare(metric) ? percent(metric.value) : metric.value.toPrecision(4)),
-        h("td", { class: "plot" }, isShare(metric) ? interval(metric, publishedOf(results, name)) : null),
-        h("td", { class: "quiet" }, place ? null : publishedText(results))));
+    const main = measured(results).filter(([name]) => isMain(name, results));
+    if (!main.length) return counted(index, model, at, task, number);
+    return main.map(([name, metric], place) => line(place ? null : named(index, model), name, metric, results, place ? null : about(results)));
+  }
+
+  const measured = (results) => (results?.metrics || []).filter(([, metric]) => metric.value !== null);
+
+  /** Of pass@1, pass@2, … and maj@1, maj@2, … only the last stands in the table from the start. */
+  function isMain(name, results) {
+    const [kind, k] = name.split("@");
+    return k === undefined || !measured(results).some(([other]) => other.startsWith(`${kind}@`) && Number(other.split("@")[1]) > Number(k));
+  }
+
+  function lesser(index, model, results) {
+    const rest = measured(results).filter(([name]) => !isMain(name, results));
+    return rest.map(([name, metric], place) => line(place ? null : named(index, model), name, metric, results, null));
+  }
+
+  function button(rows) {
+    const click = (event) => event.target.closest("tr").replaceWith(...rows);
+    return h("button", { type: "button", click }, `${count(rows.length)} more measures`);
+  }
+
+  function line(model, name, metric, results, note) {
+    return h("tr", null,
+      h("th", { scope: "row" }, model),
+      h("td", { class: "measure" }, name),
+      h("td", { class: "value" }, isShare(metric) ? percent(metric.value) : metric.value.toPrecision(4)),
+      h("td", { class: "plot" }, isShare(metric) ? interval(metric, publishedOf(results, name)) : null),
+      h("td", { class: "quiet" }, note));
+  }
+
+  function about(results) {
+    const items = typeof results.items === "number" ? plural(results.items, "item") : "";
+    if (!results.published.length) return items;
+    return `${items}, ${results.comparable === true ? "comparable with what was published" : `not comparable with what was published: ${results.comparable}`}`;
   }
 
   function counted(index, model, at, task, number) {
@@ -56,7 +87,7 @@ explorer.overview = (() => {
       h("th", { scope: "row" }, named(index, model)),
       h("td", { class: "measure" }, task.kind === "proofs" ? "proved" : "correct"),
       h("td", { class: "value" }, value === null ? "–" : percent(value)),
-      h("td", { class: "plot" }, value === null ? null : interval({ value, ...wilson(right, judged) }, null)),
+      h("td", { class: "plot" }, value === null ? null : interval({ value, ...wilson(right, judged) }, [])),
       h("td", { class: "quiet" }, judged ? `${count(right)} of ${count(judged)}${judged < present ? `, ${count(present - judged)} not judged` : ""}` : `${plural(present, "item")}, not judged`))];
   }
 
@@ -72,28 +103,24 @@ explorer.overview = (() => {
 
   const isShare = (metric) => metric.value >= 0 && metric.value <= 1;
 
-  /** A line from low to high with a dot at the value, and a diamond at the published figure. */
+  /** A line from low to high with a dot at the value, and a diamond at each published figure. */
   function interval(metric, published) {
     const at = (share) => `${100 * Math.min(1, Math.max(0, share))}%`;
     const hasInterval = metric.low !== null && metric.high !== null;
     const words = hasInterval ? `${percent(metric.value)}, 95% interval ${percent(metric.low)} to ${percent(metric.high)}` : percent(metric.value);
-    return h("div", { class: "interval", role: "img", "aria-label": words + (published === null ? "" : `, published ${percent(published)}`), title: words },
+    return h("div", { class: "interval" },
+      h("span", { class: "interval-words", role: "img", "aria-label": words, title: words }),
       hasInterval ? h("span", { class: "interval-line", style: { left: at(metric.low), width: `${100 * (metric.high - metric.low)}%` } }) : null,
-      h("span", { class: "interval-dot", style: { left: at(metric.value) } }),
-      published === null ? null : h("span", { class: "interval-published", style: { left: at(published) } }));
+      published.map(([model, value]) => h("span", { class: "interval-published", role: "img", "aria-label": `${model}: ${percent(value)}`, title: `${model}: ${percent(value)}`, style: { left: at(value) } })),
+      h("span", { class: "interval-dot", style: { left: at(metric.value) } }));
   }
 
-  function publishedOf(results, name) {
-    const value = results.published.find((pair) => pair[0] === name)?.[1];
-    return typeof value !== "number" ? null : value > 1 ? value / 100 : value;
-  }
+  /** [model, share] of each published figure of a measure. */
+  const publishedOf = (results, name) =>
+    results.published.flatMap(([model, figures]) => figures.filter((figure) => figure[0] === name).map((figure) => [model, figure[1]]));
 
-  function publishedText(results) {
-    const figures = results.published;
-    if (!figures.length) return `${count(results.items)} items`;
-    const comparable = results.comparable === true ? "comparable" : `not comparable${typeof results.comparable === "string" ? `: ${results.comparable}` : ""}`;
-    return `published ${figures.map(([name, value]) => `${name} ${value}`).join(", ")} (${comparable})`;
-  }
+  const publishedText = (published) =>
+    ["◇ published: ", published.map(([model, figures]) => `${model} ${figures.map(([name, value]) => `${name === "accuracy" ? "" : `${name} `}${percent(value)}`).join(", ")}`).join("; ")];
 
   /** Both, one, the other, neither: each number opens its items. */
   function pair(index, a, b, link) {
@@ -115,7 +142,8 @@ explorer.overview = (() => {
   }
 
   const model = (model) =>
-    h("details", { class: "model-settings" }, h("summary", null, h("span", { class: "model", dir: "auto" }, model.name), h("span", { class: "quiet" }, model.sources.join(", "))),
+    h("details", { class: "model-settings" }, h("summary", null, h("span", { class: "model", dir: "auto" }, model.name),
+      h("span", { class: "quiet" }, model.sources.filter((source) => source !== model.name).join(", "))),
       model.settings ? explorer.samples.table(model.settings) : h("p", { class: "quiet" }, "No settings were given."));
 
   return { draw };
