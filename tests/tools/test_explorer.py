@@ -351,7 +351,7 @@ def test_a_kill_leaves_the_old_page_or_the_new_one(tmp_path: Path) -> None:
     begun = time.monotonic()
     subprocess.run(command, cwd=ROOT, check=True, timeout=120, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - begun
-    for turn in range(10):
+    for turn in range(6):
         run(output, old_results, "--overwrite")
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(0.3, 1.0) * seconds)

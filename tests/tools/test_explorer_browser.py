@@ -218,6 +218,7 @@ def test_what_a_model_writes_is_text(page: Page, tmp_path: Path) -> None:
         assert all(link.startswith("file:") for link in links)
         # Nothing is drawn over the rest of the page.
         assert page.run("document.elementFromPoint(40, 20).closest('header') !== null")
+        assert page.run("document.querySelector('main').scrollHeight") < 50_000  # 9,999 em would be 170,000
         page.press("m")
         page.wait("!document.querySelector('main .katex')")
         shown = page.run("document.querySelector('.problem .prose').textContent")
