@@ -139,6 +139,7 @@ def test_the_overview_has_measures_intervals_and_the_pair(page: Page, site: Path
     ("#?verdict=wrong", 5), ("#?verdict=unjudged", 2), ("#?graders=math-verify", 1), ("#?graders=minerva", 0),
     ("#?program=any", 2), ("#?program=failed", 1), ("#?program=failed&model=llemma_34b", 0),
     ("#?beside=llemma_34b&verdict=wrong-right", 5), ("#?q=incircle", 1), ("#?q=COIN%20heads", 1),
+    ("#?q=incircle%20coin", 0),
     ("#?q=%22exactly%20%243%24%20heads%22", 1), ("#?q=%22heads%20exactly%22", 0), ("#?q=NameError", 0),
     ("#?q=induction", 1), ("#?q=recall&level=4", 2), ("#?q=math_3", 1),
 ])  # fmt: skip
