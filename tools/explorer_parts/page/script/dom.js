@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Elements from values. Text becomes text nodes: no string is ever read as HTML on this page.
+"use strict";
+
+window.explorer = {};
+
+explorer.dom = (() => {
+  /** An element. `attributes`: strings, true for an empty one, null or false for none, functions as listeners. */
+  function h(tag, attributes, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (typeof value === "function") element.addEventListener(name, value);
+      else if (name === "style") Object.assign(element.style, value);
+      else if (value === true) element.setAttribute(name, "");
+      else if (value !== null && value !== false && value !== undefined) element.setAttribute(name, String(value));
+    }
+    append(element, children);
+    return element;
+  }
+
+  function append(element, children) {
+    for (const child of children.flat(Infinity)) {
+      if (child === null || child === undefined || child === false) continue;
+      element.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    }
+    return element;
+  }
+
+  /** A long_name_with_underscores that may break after each of them. */
+  const breakable = (name) => name.split(/(?<=[_/.-])/).flatMap((part, at) => (at ? [document.createElement("wbr"), part] : [part]));
+
+  const byId = (id) => document.getElementById(id);
+
+  const count = (number) => number.toLocaleString("en-US");
+
+  /** 0.3412 as "34.1%" */
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
+
+  return { h, append, breakable, byId, count, percent };
+})();

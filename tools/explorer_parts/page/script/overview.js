@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// What stands before any item is opened: every task's measures with their intervals beside the published figures.
+"use strict";
+
+explorer.overview = (() => {
+  const { h, count, percent } = explorer.dom;
+  const S = explorer.states;
+
+  function draw(index, a, b, link) {
+    const samples = index.samples.flat().reduce((sum, number) => sum + number, 0);
+    return h("article", { class: "overview" },
+      h("h2", null, index.title),
+      h("p", { class: "quiet" }, `${count(index.items.id.length)} items, ${count(samples)} samples, ${plural(index.models.length, "model")}, ${plural(index.tasks.length, "task")}`),
+      measures(index, link),
+      b >= 0 ? pair(index, a, b, link) : null,
+      h("section", { class: "card" }, h("h3", null, "Models"), index.models.map(model)));
+  }
+
+  const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+
+  function measures(index, link) {
+    const task = (task, number) => {
+      const rows = index.models.flatMap((model, at) => lines(index, model, at, task, number));
+      const others = index.models.flatMap((model, at) => lesser(index, model, task.results[at]));
+      if (others.length) rows.push(h("tr", null, h("td", { colspan: 5 }, button(others))));
+      const published = task.results.find((results) => results?.published.length)?.published;
+      if (published) rows.push(h("tr", null, h("td", { colspan: 5, class: "quiet published" }, publishedText(published))));
+      rows[0]?.firstChild.before(h("th", { scope: "rowgroup", rowspan: rows.length + others.length, class: "task" }, h("a", { href: link({ task: task.name }) }, explorer.dom.breakable(task.name))));
+      return h("tbody", null, rows);
+    };
+    return h("section", { class: "card", "aria-label": "Measures" }, h("table", { class: "measures" }, index.tasks.map(task)));
+  }
+
+  /** One line a measure; counted from the verdicts where no results were given. */
+  function lines(index, model, at, task, number) {
+    const results = task.results[at];
+    const main = measured(results).filter(([name]) => isMain(name, results));
+    if (!main.length) return counted(index, model, at, task, number);
+    return main.map(([name, metric], place) => line(place ? null : named(index, model), name, metric, results, place ? null : about(results)));
+  }
+
+  const measured = (results) => (results?.metrics || []).filter(([, metric]) => metric.value !== null);
+
+  /** Of pass@1, pass@2, … and maj@1, maj@2, … only the last stands in the table from the start. */
+  function isMain(name, results) {
+    const [kind, k] = name.split("@");
+    return k === undefined || !measured(results).some(([other]) => other.startsWith(`${kind}@`) && Number(other.split("@")[1]) > Number(k));
+  }
+
+  function lesser(index, model, results) {
+    const rest = measured(results).filter(([name]) => !isMain(name, results));
+    return rest.map(([name, metric], place) => line(place ? null : named(index, model), name, metric, results, null));
+  }
+
+  function button(rows) {
+    const click = (event) => event.target.closest("tr").replaceWith(...rows);
+    return h("button", { type: "button", click }, `${count(rows.length)} more measures`);
+  }
+
+  function line(model, name, metric, results, note) {
+    return h("tr", null,
+      h("th", { scope: "row" }, model),
+      h("td", { class: "measure" }, name),
+      h("td", { class: "value" }, isShare(metric) ? percent(metric.value) : metric.value.toPrecision(4)),
+      h("td", { class: "plot" }, isShare(metric) ? interval(metric, publishedOf(results, name)) : null),
+      h("td", { class: "quiet" }, note));
+  }
+
+  function about(results) {
+    const items = typeof results.items === "number" ? plural(results.items, "item") : "";
+    if (!results.published.length) return items;
+    return `${items}, ${results.comparable === true ? "comparable with what was published" : `not comparable with what was published: ${results.comparable}`}`;
+  }
+
+  function counted(index, model, at, task, number) {
+    let judged = 0, right = 0, present = 0;
+    index.items.task.forEach((itsTask, item) => {
+      const state = index.states[at][item];
+      if (itsTask !== number || !(state & S.PRESENT)) return;
+      present++;
+      if (S.verdict(state) !== S.UNJUDGED) judged++;
+      if (S.verdict(state) === S.RIGHT) right++;
+    });
+    if (!present) return [];
+    const value = judged ? right / judged : null;
+    return [h("tr", null,
+      h("th", { scope: "row" }, named(index, model)),
+      h("td", { class: "measure" }, task.kind === "proofs" ? "proved" : "correct"),
+      h("td", { class: "value" }, value === null ? "–" : percent(value)),
+      h("td", { class: "plot" }, value === null ? null : interval({ value, ...wilson(right, judged) }, [])),
+      h("td", { class: "quiet" }, judged ? `${count(right)} of ${count(judged)}${judged < present ? `, ${count(present - judged)} not judged` : ""}` : `${plural(present, "item")}, not judged`))];
+  }
+
+  const named = (index, model) => (index.models.length > 1 ? h("span", { class: "model", dir: "auto" }, model.name) : null);
+
+  /** Wilson's score interval at 95%. */
+  function wilson(right, total) {
+    const z = 1.959964, share = right / total, below = 1 + (z * z) / total;
+    const middle = (share + (z * z) / (2 * total)) / below;
+    const half = (z * Math.sqrt((share * (1 - share)) / total + (z * z) / (4 * total * total))) / below;
+    return { low: middle - half, high: middle + half };
+  }
+
+  const isShare = (metric) => metric.value >= 0 && metric.value <= 1;
+
+  /** A line from low to high with a dot at the value, and a diamond at each published figure. */
+  function interval(metric, published) {
+    const at = (share) => `${100 * Math.min(1, Math.max(0, share))}%`;
+    const hasInterval = metric.low !== null && metric.high !== null;
+    const words = hasInterval ? `${percent(metric.value)}, 95% interval ${percent(metric.low)} to ${percent(metric.high)}` : percent(metric.value);
+    return h("div", { class: "interval" },
+      h("span", { class: "interval-words", role: "img", "aria-label": words, title: words }),
+      hasInterval ? h("span", { class: "interval-line", style: { left: at(metric.low), width: `${100 * (metric.high - metric.low)}%` } }) : null,
+      published.map(([model, value]) => h("span", { class: "interval-published", role: "img", "aria-label": `${model}: ${percent(value)}`, title: `${model}: ${percent(value)}`, style: { left: at(value) } })),
+      h("span", { class: "interval-dot", style: { left: at(metric.value) } }));
+  }
+
+  /** [model, share] of each published figure of a measure. */
+  const publishedOf = (results, name) =>
+    results.published.flatMap(([model, figures]) => figures.filter((figure) => figure[0] === name).map((figure) => [model, figure[1]]));
+
+  const publishedText = (published) =>
+    ["◇ published: ", published.map(([model, figures]) => `${model} ${figures.map(([name, value]) => `${name === "accuracy" ? "" : `${name} `}${percent(value)}`).join(", ")}`).join("; ")];
+
+  /** Both, one, the other, neither: each number opens its items. */
+  function pair(index, a, b, link) {
+    const counts = { "right-right": 0, "right-wrong": 0, "wrong-right": 0, "wrong-wrong": 0 };
+    index.items.id.forEach((_, item) => {
+      const key = [a, b].map((model) => S.CLASSES[S.verdict(index.states[model][item])]).join("-");
+      if (key in counts) counts[key]++;
+    });
+    if (!Object.values(counts).some(Boolean))
+      return h("section", { class: "card pair" }, h("h3", null, "Item by item"), h("p", { class: "quiet" }, "The two models have no judged item in common."));
+    const cell = (key) => h("td", null, h("a", { href: link({ verdict: key }) }, count(counts[key])));
+    const [first, second] = [index.models[a].name, index.models[b].name];
+    return h("section", { class: "card pair" }, h("h3", null, "Item by item"),
+      h("table", null,
+        h("thead", null, h("tr", null, h("td", null), h("th", { scope: "col" }, `${second} correct`), h("th", { scope: "col" }, `${second} wrong`))),
+        h("tbody", null,
+          h("tr", null, h("th", { scope: "row" }, `${first} correct`), cell("right-right"), cell("right-wrong")),
+          h("tr", null, h("th", { scope: "row" }, `${first} wrong`), cell("wrong-right"), cell("wrong-wrong")))));
+  }
+
+  const model = (model) =>
+    h("details", { class: "model-settings" }, h("summary", null, h("span", { class: "model", dir: "auto" }, model.name),
+      h("span", { class: "quiet" }, model.sources.filter((source) => source !== model.name).join(", "))),
+      model.settings ? explorer.samples.table(model.settings) : h("p", { class: "quiet" }, "No settings were given."));
+
+  return { draw };
+})();
