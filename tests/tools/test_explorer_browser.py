@@ -116,7 +116,7 @@ def test_the_overview_has_measures_intervals_and_the_pair(page: Page, site: Path
     assert "43.8%, 95% interval 23.8% to 58.8%" in labels
     assert "Llemma 7B: 18.0%" in labels
     table = page.text(".measures")
-    assert "not comparable with what was published: 6 items of our own" in table
+    assert "llemma_7b: not comparable with what was published: 6 items of our own" in table
     assert "published: Llemma 7B 18.0%, maj@256 33.5%; Llemma 34B 25.0%, maj@256 43.1%" in table
     assert "pass@8" in table
     assert "pass@1" not in table

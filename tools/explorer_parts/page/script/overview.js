@@ -11,24 +11,31 @@ explorer.overview = (() => {
     return h("article", { class: "overview" },
       h("h2", null, index.title),
       h("p", { class: "quiet" }, `${count(index.items.id.length)} items, ${count(samples)} samples, ${plural(index.models.length, "model")}, ${plural(index.tasks.length, "task")}`),
-      measures(index, link),
+      measures(index, a, link),
       b >= 0 ? pair(index, a, b, link) : null,
       h("section", { class: "card" }, h("h3", null, "Models"), index.models.map(model)));
   }
 
   const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
-  function measures(index, link) {
+  function measures(index, a, link) {
     const task = (task, number) => {
       const rows = index.models.flatMap((model, at) => lines(index, model, at, task, number));
       const others = index.models.flatMap((model, at) => lesser(index, model, task.results[at]));
       if (others.length) rows.push(h("tr", null, h("td", { colspan: 5 }, button(others))));
       const published = task.results.find((results) => results?.published.length)?.published;
-      if (published) rows.push(h("tr", null, h("td", { colspan: 5, class: "quiet published" }, publishedText(published))));
-      rows[0]?.firstChild.before(h("th", { scope: "rowgroup", rowspan: rows.length + others.length, class: "task" }, h("a", { href: link({ task: task.name }) }, explorer.dom.breakable(task.name))));
+      const notes = [published ? publishedText(published) : null, ...index.models.map((model, at) => reason(index, model, task.results[at]))];
+      rows.push(...notes.filter(Boolean).map((note) => h("tr", null, h("td", { colspan: 5, class: "quiet published" }, note))));
+      rows[0]?.firstChild.before(h("th", { scope: "rowgroup", rowspan: rows.length + others.length, class: "task" }, h("a", { href: link(itemsOf(index, a, task, number)) }, explorer.dom.breakable(task.name))));
       return h("tbody", null, rows);
     };
     return h("section", { class: "card", "aria-label": "Measures" }, h("table", { class: "measures" }, index.tasks.map(task)));
+  }
+
+  /** Where a task's items are listed: under the model shown, or the first that has the task. */
+  function itemsOf(index, a, task, number) {
+    const has = (model) => index.states[model].some((state, item) => index.items.task[item] === number && state & S.PRESENT);
+    return has(a) ? { task: task.name } : { task: task.name, model: index.models[index.models.findIndex((_, model) => has(model))].name, beside: "" };
   }
 
   /** One line a measure; counted from the verdicts where no results were given. */
@@ -66,10 +73,16 @@ explorer.overview = (() => {
       h("td", { class: "quiet" }, note));
   }
 
+  /** Why a model's measures may not stand beside the published ones. */
+  function reason(index, model, results) {
+    if (!results?.published.length || results.comparable === true) return null;
+    return `${index.models.length > 1 ? `${model.name}: ` : ""}not comparable with what was published: ${results.comparable || "no reason given"}`;
+  }
+
   function about(results) {
     const items = typeof results.items === "number" ? plural(results.items, "item") : "";
     if (!results.published.length) return items;
-    return `${items}, ${results.comparable === true ? "comparable with what was published" : `not comparable with what was published: ${results.comparable}`}`;
+    return `${items}, ${results.comparable === true ? "comparable" : "not comparable"}`;
   }
 
   function counted(index, model, at, task, number) {
