@@ -20,7 +20,7 @@ help:
 	@echo "make quickstart   a small real model learns mathematics on this machine (QUICKSTART_ARGS=--short for a look)"
 	@echo "make test         formatting, types and all tests (TEST_WORKERS=$(TEST_WORKERS), TEST_ARGS='-k name')"
 	@echo "make test-gpu     the tests that need a GPU"
-	@echo "make test-cluster the tests on a real SLURM and real ssh hosts of this machine (root; Debian packages)"
+	@echo "make test-cluster the tests on a real SLURM, real ssh hosts and a real browser of this machine (root; Debian packages)"
 	@echo "make test-random  the randomised tests on examples not tried before (ROUNDS=$(ROUNDS))"
 	@echo "make lint         formatting, types and generated pages only"
 	@echo "make format       put the code into its form"

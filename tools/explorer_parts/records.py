@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eval_tasks.results.json_lines import read_lines
 from megatron.neox_arguments.errors import UserError
 from tools.explorer_parts import sources
-from tools.explorer_parts.lines import read_lines
 from tools.explorer_parts.sources import Source
 
 SAMPLE, VERDICT, VOTE, PROOF = 0, 1, 2, 3

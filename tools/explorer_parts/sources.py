@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from eval_tasks.results.json_lines import read_lines
 from megatron.neox_arguments.errors import UserError
-from tools.explorer_parts.lines import read_lines
 
 SAMPLES, VERDICTS, VOTES, PROOFS, GENERATIONS = "samples", "verdicts", "votes", "proofs", "generations"
 _TABLES = (SAMPLES, VERDICTS, VOTES)
