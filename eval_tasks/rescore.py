@@ -77,10 +77,8 @@ def rescore(
     known = task_named(task)
     if known.is_likelihood:
         raise UserError(f"--task={task}: is measured by likelihood, not by answers; give a task with answers")
-    if output.exists() and not (
-        output.is_dir() and (samples_file(output, task).is_file() or _is_empty(output))
-    ):
-        raise UserError(f"--output={output}: is not empty; choose a new folder")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        _check_goes_on(output, task)
     recorded: dict[tuple[str, int], tuple[int, bool]] = {}
     read = _read(samples, task, known, html.unescape if undo_html else str, recorded)
     first = next(read, None)
@@ -94,9 +92,11 @@ def rescore(
     return Rescored(results, agreements)
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether there is nothing in it but drafts of a command that was killed."""
-    return all(path.name.startswith(".samples_") for path in folder.iterdir())
+def _check_goes_on(output: Path, task: str) -> None:
+    """Refuses a folder with something in it that the same command cannot have left when it was cut off."""
+    left = output.is_dir() and all(path.name.startswith(".samples_") for path in output.iterdir())  # drafts
+    if not left and not samples_file(output, task).is_file():
+        raise UserError(f"--output={output}: is not empty; choose a new folder")
 
 
 def _write_samples(samples: Iterator[Sample], output: Path, task: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval_tasks.answers import extraction, gsm8k, minerva, multiple_choice, ocw
-from eval_tasks.answers.rules import GSM8K, MATH, MULTIPLE_CHOICE, OCW, AnswerRule
+from eval_tasks.answers.rules import GSM8K, MULTIPLE_CHOICE, OCW, AnswerRule
 from eval_tasks.answers.verdicts import judged
 from eval_tasks.answers.workers import Graders
 from eval_tasks.results.samples import Sample
@@ -185,7 +185,6 @@ def verdicts_of(name: str, rule: AnswerRule, graders: Graders) -> list[tuple[dic
 
 
 @pytest.mark.parametrize(("name", "rule", "count"), [
-    ("math_llemma34b_samples", MATH, 350),
     ("gsm8k_llemma34b_samples", GSM8K, 50),
     ("mmlu_llemma34b_samples", MULTIPLE_CHOICE, 50),
     ("sat_llemma34b_samples", MULTIPLE_CHOICE, 14),
