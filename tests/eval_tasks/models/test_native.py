@@ -247,5 +247,5 @@ def test_a_real_model_answers_as_with_hf(tmp_path: Path) -> None:
         ("generate_until", ("Question: What is 7 + 5?\nAnswer:", {"until": ["\n\n"], "max_gen_toks": 16})),
     ]
     [ours] = run_ranks(native_answers, 1, tmp_path / "neox", 1, asked, {})
-    # torch's float32 softmax of 49,152 logits is 9e-6 off for each token: hf's sums are 4e-4 off by themselves.
+    # torch's float32 softmax of 49,152 logits is 9e-6 off a token: sums of hf are 4e-4 off by themselves.
     assert_equal(ours, of_hf(tmp_path / "hf", asked, softmax_dtype="float64"))
