@@ -205,6 +205,9 @@ def test_planted_axioms_are_refused_and_named() -> None:
     assert not verdict.ok
     assert verdict.axioms == ("Replayed.easy",)
     assert CoqProver(find_coq(), Limits(), ("Replayed.easy",)).check(planted, "exact easy.").ok
+    line = search(prover, planted, FixedTactics(["exact easy"]), SearchLimits(seconds=120))
+    assert not line["proved"]
+    assert "Replayed.easy" in line["rejected"][0]["message"]
     # The name of an axiom of the library does not make it one.
     disguised = Theorem(
         "wrong", "Module Classical_Prop. Axiom classic : 1 = 2. End Classical_Prop.\n" + FALSE.statement
