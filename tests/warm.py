@@ -60,6 +60,8 @@ OPTIONAL_IMPORTS = ("lm_eval.tasks", "lm_eval.models.huggingface")
 # The executable: small, because it is started for every rank, and with modules of the bare interpreter only.
 CLIENT = """#!{python} -ISE
 import array, json, os, signal, socket, struct, sys
+if sys.argv[1:2] and sys.argv[1].startswith("-"):  # -c, -m: nothing of ours to be had at once
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 request = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd(), sys.argv[0]]).encode()
