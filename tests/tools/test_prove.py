@@ -164,7 +164,7 @@ def refusal_of_native(place: list[str], folder: Path, capsys: pytest.CaptureFixt
 def test_a_search_with_tactics_imports_no_torch() -> None:
     program = (
         "import sys\nfrom tools import prove\n"
-        "from tools.prove_parts import search_command, tree_command, coq, lean\n"
+        "from tools.prove_parts import search_command, tree_command, whole_proofs, coq, lean\n"
         "print([name for name in ('torch', 'transformers', 'lm_eval') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -26,6 +26,7 @@ from tools.prove_parts.steady_session import SteadySession
 
 needs_coq = pytest.mark.skipif(shutil.which("coqtop") is None, reason="needs coqtop on PATH (Debian: coq)")
 
+PATIENT = Limits(tactic_seconds=60)
 SWAP = Theorem("swap", "Require Import Lia.\nTheorem swap : forall n m : nat, n = n /\\ n + m = m + n.")
 FALSE = Theorem("wrong", "Theorem wrong : 1 = 2.")
 
@@ -42,14 +43,14 @@ TEXTS = [
 
 @pytest.fixture
 def session() -> Iterator[CoqSession]:
-    session = CoqProver(find_coq(), Limits(tactic_seconds=2)).open(SWAP)
+    session = CoqProver(find_coq(), PATIENT).open(SWAP)
     yield session
     session.close()
 
 
 @pytest.fixture(scope="module")
 def prover() -> CoqProver:
-    return CoqProver(find_coq(), Limits())
+    return CoqProver(find_coq(), PATIENT)
 
 
 @needs_coq
@@ -132,13 +133,21 @@ def test_steps_go_back_and_forth(session: CoqSession) -> None:
 
 
 @needs_coq
-def test_limits_of_a_tactic(session: CoqSession) -> None:
+def test_a_tactic_has_its_time() -> None:
+    session = CoqProver(find_coq(), Limits(tactic_seconds=1)).open(SWAP)
     assert session.apply(session.root, "do 1000000000000 idtac").kind == "timeout"
-    assert session.alive
-    outcome = session.apply(session.root, 'do 100000 idtac "many words that nobody wants to read"')
+    assert session.alive  # Coq ended it by itself
+    session.close()
+
+
+@needs_coq
+def test_output_is_limited() -> None:
+    session = CoqProver(find_coq(), Limits(tactic_seconds=60, output_bytes=10_000)).open(SWAP)
+    outcome = session.apply(session.root, 'do 10000 idtac "many words that nobody wants to read"')
     assert outcome.kind == "error"
     assert "printed more than" in outcome.message
     assert not session.alive
+    session.close()
 
 
 @needs_coq
@@ -157,7 +166,7 @@ def test_memory_is_limited() -> None:
 
 @needs_coq
 def test_a_killed_coqtop_is_followed_by_another() -> None:
-    steady = SteadySession(CoqProver(find_coq(), Limits()), SWAP)
+    steady = SteadySession(CoqProver(find_coq(), PATIENT), SWAP)
     try:
         first = steady.apply(steady.root, "intros n m").state
         assert first is not None
@@ -177,7 +186,7 @@ def test_a_killed_coqtop_is_followed_by_another() -> None:
 def test_a_search_finds_and_replays() -> None:
     theorem = Theorem("zero", "Theorem zero : forall n : nat, n + 0 = n.")
     tactics = FixedTactics(["reflexivity", "simpl", "rewrite IHn", "induction n", "intros n"])
-    line = search(CoqProver(find_coq(), Limits()), theorem, tactics, SearchLimits(seconds=120))
+    line = search(CoqProver(find_coq(), PATIENT), theorem, tactics, SearchLimits(seconds=120))
     assert line["proved"]
     assert line["tactics"] == ["induction n.", "reflexivity.", "simpl.", "rewrite IHn.", "reflexivity."]
     assert line["proof"] == "induction n.\nreflexivity.\nsimpl.\nrewrite IHn.\nreflexivity."
@@ -199,12 +208,12 @@ def test_no_proof_of_what_is_false(prover: CoqProver, proof: str) -> None:
 
 @needs_coq
 def test_planted_axioms_are_refused_and_named() -> None:
-    prover = CoqProver(find_coq(), Limits())
+    prover = CoqProver(find_coq(), PATIENT)
     planted = Theorem("wrong", "Axiom easy : 1 = 2.\nTheorem wrong : 1 = 2.")
     verdict = prover.check(planted, "exact easy.")
     assert not verdict.ok
     assert verdict.axioms == ("Replayed.easy",)
-    assert CoqProver(find_coq(), Limits(), ("Replayed.easy",)).check(planted, "exact easy.").ok
+    assert CoqProver(find_coq(), PATIENT, ("Replayed.easy",)).check(planted, "exact easy.").ok
     line = search(prover, planted, FixedTactics(["exact easy"]), SearchLimits(seconds=120))
     assert not line["proved"]
     assert "Replayed.easy" in line["rejected"][0]["message"]
@@ -222,7 +231,7 @@ def test_planted_axioms_are_refused_and_named() -> None:
 @needs_coq
 def test_axioms_of_the_library_are_allowed_and_named() -> None:
     peirce = Theorem("p", "Require Import Classical.\nTheorem p : forall A : Prop, ~ ~ A -> A.")
-    verdict = CoqProver(find_coq(), Limits()).check(peirce, "Proof.\nintros A.\n{ exact (NNPP A). }\nQed.")
+    verdict = CoqProver(find_coq(), PATIENT).check(peirce, "Proof.\nintros A.\n{ exact (NNPP A). }\nQed.")
     assert verdict.ok, verdict.message
     assert verdict.axioms == ("Coq.Logic.Classical_Prop.classic",)
 
@@ -233,7 +242,7 @@ def test_axioms_of_the_library_are_allowed_and_named() -> None:
     "Theorem t : True. Proof. exact I. Qed. Definition u := 1.", "Theorem t",
 ])  # fmt: skip
 def test_statements_that_are_none(statement: str) -> None:
-    prover = CoqProver(find_coq(), Limits())
+    prover = CoqProver(find_coq(), PATIENT)
     with pytest.raises(BadStatement):
         prover.open(Theorem("t", statement))
     with pytest.raises(BadStatement):

@@ -84,7 +84,7 @@ def test_a_tactic_that_says_sorry_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_tactic_that_hangs_or_kills_costs_itself_only(tmp_path: Path) -> None:
-    line = found(prover(tmp_path, Limits(tactic_seconds=3)), "hang", "die_once", "die", "tauto")
+    line = found(prover(tmp_path, Limits(tactic_seconds=8)), "hang", "die_once", "die", "tauto")
     assert [node["outcome"] for node in line["tree"]] == ["open", "timeout", "error", "error", "proved"]
     # die_once: the first time it kills, the second time it is an unknown tactic
     assert "failed on" in line["tree"][2]["message"]
