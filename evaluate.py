@@ -189,8 +189,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     if rank > 0:
         _follow(choice, ranks)
         return
+    from eval_tasks.runs.offline import program_warning, score
     from eval_tasks.runs.run import keep, plans, unfinished
 
+    if warning := program_warning([entry.name for entry in asked.tasks], options.unsafe_programs):
+        _tell(warning)
     found = plans(asked, choice, _tell)
     keep(asked, choice, found)
     left = unfinished(asked, found)
@@ -198,8 +201,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         _make(asked, choice, left, ranks)
     else:
         _tell("all samples are here")
-    from eval_tasks.runs.offline import score
-
     print(score(asked.folder, options.unsafe_programs, _tell), end="")
 
 

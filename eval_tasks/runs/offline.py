@@ -25,6 +25,20 @@ def program_judge(is_unsafe: bool) -> Callable[[str, Iterable[Sample]], Iterator
     return judge
 
 
+def program_warning(tasks: Iterable[str], is_unsafe: bool) -> str | None:
+    """What is to be said before samples of programs are made where programs cannot be run."""
+    from eval_tasks.programs.sandbox import open_sandbox
+    from eval_tasks.results.task_table import TASKS
+
+    if is_unsafe or not any(name in TASKS and TASKS[name].program for name in tasks):
+        return None
+    try:
+        open_sandbox()
+    except UserError as error:
+        return f"warning: samples will be made and kept, but not scored here: {error}"
+    return None
+
+
 def score(folder: Path, is_unsafe: bool, tell: Tell) -> str:
     """Makes verdicts, votes, measures, tables and plots of a results folder; returns its results.md.
 
