@@ -129,7 +129,11 @@ def test_a_folder_of_proofs_has_the_task_of_its_measures(tmp_path: Path) -> None
     proof = {"theorem": "t", "statement": "theorem t : True", "proved": True, "proof": "trivial"}
     for name in ("a", "b"):
         write_lines(tmp_path / name / "proofs.jsonl", [proof])
-        measures = {"items": 1, "metrics": {"proved": {"value": 1.0}}, "published": {"Llemma 7B": 26.23}}
+        measures = {
+            "items": 1,
+            "metrics": {"proved": {"value": 1.0}},
+            "published": {"Llemma 7B": {"proved": 0.2623}},
+        }
         (tmp_path / name / "results.json").write_text(json.dumps({"tasks": {"minif2f": measures}}))
     index = index_of(run(tmp_path / "page", tmp_path / "a", tmp_path / "b"))
     assert [task["name"] for task in index["tasks"]] == ["minif2f"]

@@ -192,16 +192,13 @@ def _pairs(fields: Mapping[str, Any], prefix: str = "") -> Iterable[list[Any]]:
             yield [f"{prefix}{name}", value if plain else json.dumps(value)]
 
 
-def _published(figures: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[list[Any]]:
-    """[model, [[measure, fraction], …]] of model → {measure: fraction, source}. tools/prove.py has percents,
-    model → percent, of its first measure."""
-    found: list[list[Any]] = []
-    for model, row in figures.items():
-        if isinstance(row, Mapping):
-            found.append([model, [[name, value] for name, value in row.items() if finite(value) is not None]])
-        elif finite(row) is not None and metrics:
-            found.append([model, [[next(iter(metrics)), round(row / 100, 6)]]])
-    return found
+def _published(figures: Mapping[str, Any]) -> list[list[Any]]:
+    """[model, [[measure, fraction], …]] of model → {measure: fraction, source}."""
+    return [
+        [model, [[name, value] for name, value in row.items() if finite(value) is not None]]
+        for model, row in figures.items()
+        if isinstance(row, Mapping)
+    ]
 
 
 def _settings(results: Results | None) -> list[list[Any]] | None:
@@ -224,5 +221,5 @@ def _measures(results: Results | None, task: str) -> dict[str, Any] | None:
             for name, value in metrics.items()
             if isinstance(value, Mapping)
         ],
-        "published": _published(published, metrics) if isinstance(published, Mapping) else [],
+        "published": _published(published) if isinstance(published, Mapping) else [],
     }

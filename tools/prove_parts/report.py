@@ -11,11 +11,10 @@ from statistics import median
 from typing import Any
 
 from eval_tasks.measures.intervals import mean
+from eval_tasks.results.published import FIGURES
 from megatron.neox_arguments.whole_files import write_whole
 
-# Azerbayev et al. 2023 (Llemma), the table on formal mathematics: proofs by tactic search in Lean 4, percent
-# of the 244 of miniF2F's test split.
-PUBLISHED = {"Code Llama 7B": 20.49, "Code Llama 34B": 22.13, "Llemma 7B": 26.23, "Llemma 34B": 25.82}
+# Theorems of miniF2F's test split.
 _PUBLISHED_ITEMS = 244
 
 
@@ -57,7 +56,8 @@ def _comparison(lines: Sequence[Mapping[str, Any]], settings: Mapping[str, Any])
         other.append(f"decoding is {settings.get('decoding')}, theirs beam")
     if len(lines) != _PUBLISHED_ITEMS:
         other.append(f"{len(lines)} theorems, theirs {_PUBLISHED_ITEMS}")
-    return {"published": PUBLISHED, "comparable": "; ".join(other) or True}
+    published = FIGURES["minif2f_lean"].as_fields()
+    return {"published": published, "comparable": "; ".join(other) or True}
 
 
 def write_report(folder: Path, content: Mapping[str, Any]) -> None:
@@ -93,7 +93,9 @@ def as_markdown(content: Mapping[str, Any]) -> str:
                 "",
             ]
         if found["published"]:
-            row = ", ".join(f"{model} {value}%" for model, value in found["published"].items())
+            row = ", ".join(
+                f"{model} {100 * figures['proved']:g}%" for model, figures in found["published"].items()
+            )
             verdict = (
                 "comparable" if found["comparable"] is True else f"not comparable: {found['comparable']}"
             )

@@ -16,6 +16,7 @@ from typing import Any
 from eval_tasks.measures.intervals import mean
 from eval_tasks.measures.sampling import pass_at_k, powers_up_to
 from eval_tasks.results.json_lines import encoded_line
+from eval_tasks.results.published import FIGURES
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.whole_files import write_whole
 from tools.prove_parts import prover_options
@@ -38,10 +39,6 @@ examples:
   python tools/prove.py whole proofs/written proofs/repaired --prover isabelle \\
       --isabelle-server server.txt --output proofs/checked_twice
 """
-# Azerbayev et al. 2023 (Llemma), the table on formal mathematics: informal to formal in Isabelle, percent of
-# miniF2F's test and validation splits.
-PUBLISHED = {"Code Llama 7B": 17.6, "Code Llama 34B": 18.0, "Llemma 7B": 22.1, "Llemma 34B": 21.3}
-PUBLISHED_VALIDATION = {"Code Llama 7B": 16.3, "Code Llama 34B": 18.5, "Llemma 7B": 20.6, "Llemma 34B": 21.0}
 _DIFFERENCES = (
     "backslashes of the prompts are whole here, theirs were damaged; each call of sledgehammer is tried on "
     "its own by Isabelle's server, theirs in order by Portal-to-ISAbelle"
@@ -153,8 +150,8 @@ def report(
     rounds = max(attempt.round for attempt in attempts) + 1
     found["proved_in_round"] = [sum(line["round"] == number for line in proofs) for number in range(rounds)]
     if settings["prover"] == "isabelle":
-        is_validation = attempts[0].source.task.endswith("_validation")
-        found["published"] = PUBLISHED_VALIDATION if is_validation else PUBLISHED
+        split = "_validation" if attempts[0].source.task.endswith("_validation") else ""
+        found["published"] = FIGURES[f"minif2f_isabelle{split}"].as_fields()
         found["comparable"] = _DIFFERENCES
     return content
 
