@@ -177,6 +177,10 @@ def open_hf(choice: ModelChoice) -> Model:
             dtype=choice.dtype or "auto",
             batch_size=choice.batch_size,
             device="cuda" if torch.cuda.is_available() else "cpu",
+            # lm-eval's own defaults give sums that are 3e-4 off over a vocabulary of 49,152, and the wrong row
+            # where two requests cut one text at different places (docs/generation.md).
+            softmax_dtype="float64",
+            logits_cache=False,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{choice.checkpoint}: transformers cannot read it ({error})") from None
