@@ -2,10 +2,10 @@
 """Questions with answers, and conversations, to a token file and its loss mask: only answers are learnt.
 
 The text of an example is what a model will see: a prompt and its answer, or a conversation as a chat template
-writes it. Its ids are those of the whole text. The mask is 1 from the first id on that is not also an id of
-the prompt by itself, so that an id across the border counts as answer, and for the end of document after an
-answer. The mask is a token file like the other, with ids 0 and 1 and the same lengths, and the sidecar of the
-other names it: whoever trains on the one reads the other, with nothing to configure.
+writes it. Its ids are those of the whole text. The mask is 1 for each id that stands for a character of an
+answer, so that an id across the border counts as answer, and for the end of document after an answer. The
+mask is a token file like the other, with ids 0 and 1 and the same lengths, and the sidecar of the other names
+it: whoever trains on the one reads the other, with nothing to configure.
 """
 
 from __future__ import annotations
@@ -147,24 +147,21 @@ def _wrong_with(messages: Any) -> str | None:
 def encode_pieces(
     tokenizer: Tokenizer, pieces: Sequence[Piece]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The ids of the whole text, and for each whether it is learnt; [tokens], both."""
-    whole = np.asarray(tokenizer.encode("".join(piece.text for piece in pieces)), dtype=np.int64)
-    mask = np.zeros(len(whole), dtype=np.int64)
-    text, begin = "", 0
-    for number, piece in enumerate(pieces):
-        text += piece.text
-        # The last piece ends where the text does.
-        end = len(whole) if number == len(pieces) - 1 else _common(tokenizer.encode(text), whole)
-        mask[begin:end] = piece.is_answer
-        begin = max(begin, end)
-    return whole, mask
+    """The ids of the whole text, and for each whether it is learnt; [tokens], both.
 
-
-def _common(ids: Sequence[int], whole: npt.NDArray[np.int64]) -> int:
-    """How many ids both begin with."""
-    length = min(len(ids), len(whole))
-    differs = np.flatnonzero(np.asarray(ids[:length], dtype=np.int64) != whole[:length])
-    return int(differs[0]) if len(differs) else length
+    An id is learnt if any of its characters belongs to an answer, and one without a character of its own
+    (a space that the model puts in front, a first byte of several) if the character that follows does."""
+    text = "".join(piece.text for piece in pieces)
+    ids, places = tokenizer.encode_with_places(text)
+    lengths = [len(piece.text) for piece in pieces]
+    answers = np.repeat(np.asarray([piece.is_answer for piece in pieces], dtype=np.int64), lengths)
+    places_T2 = np.asarray(places, dtype=np.int64).reshape(-1, 2)
+    begins_T = np.minimum(places_T2[:, 0], max(0, len(text) - 1))
+    ends_T = np.maximum(places_T2[:, 1], begins_T + 1)
+    learnt_before = np.concatenate([[0], np.cumsum(answers)])
+    return np.asarray(ids, dtype=np.int64), np.asarray(
+        learnt_before[ends_T] > learnt_before[begins_T], dtype=np.int64
+    )
 
 
 def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) -> Sidecar:

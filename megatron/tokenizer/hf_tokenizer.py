@@ -74,6 +74,8 @@ class HuggingFaceTokenizer:
             ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # What it adds is never asked for, and that of byte-level models takes white space out of the places.
+        self._tokenizer.post_processor = None
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise UserError(f"vocab_file={tokenizer_file}: has no tokens; give a trained tokenizer.json")
@@ -123,6 +125,12 @@ class HuggingFaceTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without the tokens a post-processor adds."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of one text, and the characters of it that each stands for: the bytes of a character all
+        have its place."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, in their order."""

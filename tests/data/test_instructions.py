@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron.data.instructions import (
@@ -27,6 +27,7 @@ from megatron.data.readers import Broken, Corpus, Fields
 from megatron.data.token_file import TokenFile
 from megatron.data.tokenize_corpus import TokenizerSpec, Wish
 from megatron.neox_arguments.errors import UserError
+from megatron.tokenizer import build_tokenizer
 from tests.data.corpora import train_sentencepiece
 from tests.runs import run
 
@@ -39,8 +40,10 @@ def sentencepiece_model(folder: Path) -> Path:
 class Characters:
     """A tokenizer whose ids are pairs of characters, so that borders fall inside ids."""
 
-    def encode(self, text: str) -> list[int]:
-        return [hash(text[i : i + 2]) % 1000 for i in range(0, len(text), 2)]
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        begins = range(0, len(text), 2)
+        places = [(begin, min(begin + 2, len(text))) for begin in begins]
+        return [hash(text[begin : begin + 2]) % 1000 for begin in begins], places
 
 
 def learnt(pieces: list[Piece]) -> str:
@@ -65,11 +68,81 @@ def test_an_id_across_the_border_is_learnt() -> None:
 def test_answers_are_always_learnt_and_masks_fit(drawn: list[tuple[str, bool]]) -> None:
     pieces = [Piece(text, is_answer) for text, is_answer in drawn]
     ids, mask = encode_pieces(Characters(), pieces)  # type: ignore[arg-type]
-    assert ids.tolist() == Characters().encode("".join(text for text, _ in drawn))
+    assert ids.tolist() == Characters().encode_with_places("".join(text for text, _ in drawn))[0]
     if all(is_answer for _, is_answer in drawn):
         assert mask.all()
     if not any(is_answer for _, is_answer in drawn):
         assert not mask.any()
+
+
+def byte_level_tokenizer(folder: Path) -> Path:
+    """As GPT-2, Llama 3, Qwen and SmolLM2 have it: `\\n\\n` is two ids before a word and one at the end."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["First answer.\n\n", "Second answer.\n\n"] * 9, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    return folder
+
+
+def decoded_answer(kind: str, file: Path, pieces: list[Piece]) -> str:
+    """The learnt ids as text."""
+    tokenizer = build_tokenizer(kind, file)
+    ids, mask = encode_pieces(tokenizer, pieces)
+    assert ids.tolist() == tokenizer.encode("".join(piece.text for piece in pieces))
+    return tokenizer.decode([int(i) for i, learnt in zip(ids, mask, strict=True) if learnt])
+
+
+@pytest.mark.parametrize("kind", ["HFTokenizer", "SPMTokenizer"])
+def test_the_end_of_every_answer_is_learnt(tmp_path: Path, kind: str) -> None:
+    """Ids differ where a text ends: each turn's end is learnt all the same, and nothing of the user's."""
+    file = byte_level_tokenizer(tmp_path) if kind == "HFTokenizer" else sentencepiece_model(tmp_path)
+    said = [
+        "user",
+        "one?",
+        "First answer.",
+        "two?",
+        "Second answer.",
+        "\U0001f600 three?",
+        "naïve \U0001f600",
+    ]
+    roles = ["system", *["user", "assistant"] * 3]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    pieces = Conversation("m").pieces(Fields({"m": messages}, "f:1"))
+    assert not isinstance(pieces, Broken)
+    answers = "First answer.\n\nSecond answer.\n\nnaïve \U0001f600\n\n"
+    assert decoded_answer(kind, file, pieces) == answers
+    if kind == "HFTokenizer":  # or the test would show nothing
+        tokenizer = build_tokenizer(kind, file)
+        assert tokenizer.encode("\n\n")[0] != tokenizer.encode("\n\n#")[0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["HFTokenizer", "SPMTokenizer"]),
+    st.text("ab \n.\u00ef\u6f22\U0001f600", max_size=8),
+    st.text("ab \n.\u00ef\u6f22\U0001f600", min_size=1, max_size=8),
+)
+def test_no_character_of_an_answer_is_left_out(tmp_path: Path, kind: str, prompt: str, answer: str) -> None:
+    """Of every tokenizer: the learnt ids hold the answer, and all that is before the first is prompt."""
+    name = "tokenizer.json" if kind == "HFTokenizer" else "tokenizer.model"
+    if not (tmp_path / name).exists():
+        _ = byte_level_tokenizer(tmp_path) if kind == "HFTokenizer" else sentencepiece_model(tmp_path)
+    learnt_text = decoded_answer(kind, tmp_path / name, [Piece(prompt, False), Piece(answer, True)])
+    if kind == "HFTokenizer":  # sentencepiece leaves spaces at the beginning out when it decodes
+        assert learnt_text.endswith(answer)
+    assert learnt_text.strip().endswith(answer.strip())
 
 
 def test_conversations_are_written_as_transformers_writes_them() -> None:
