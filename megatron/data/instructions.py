@@ -10,8 +10,9 @@ it: whoever trains on the one reads the other, with nothing to configure.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from megatron.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, TemplateFailed
 from megatron.data.readers import Broken, Corpus, Fields, JsonLines, source_records
 from megatron.data.token_file import Provenance, Sidecar, TokenFileWriter
 from megatron.data.tokenize_corpus import Progress, Wish, say_result, stopped_at, tokenizer_record
@@ -29,12 +31,6 @@ MASK_SUFFIX = "_loss_mask"
 _SHOWN_BROKEN_LINES = 20
 # The mask's own vocabulary.
 _LEFT_OUT_OR_LEARNT = 2
-# Turns of a conversation are headed like this where no template is given; an answer ends with the document,
-# or before the next heading.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n"
-    "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,10 @@ class Piece:
 class Form(Protocol):
     """How an example becomes pieces of text."""
 
+    @property
+    def definition(self) -> str:
+        """All that decides the pieces of an example."""
+
     def pieces(self, fields: Fields) -> list[Piece] | Broken:
         """The pieces, to be laid end to end."""
 
@@ -59,52 +59,46 @@ class PromptAndAnswer:
     prompt_key: str
     answer_key: str
 
+    @property
+    def definition(self) -> str:
+        """The keys."""
+        return json.dumps(["prompt and answer", self.prompt_key, self.answer_key])
+
     def pieces(self, fields: Fields) -> list[Piece] | Broken:
-        """Prompt, then answer, as they stand: a space or newline between them is part of one of them."""
+        """Prompt, then answer, as they stand: a space or newline between them is part of one of them. White
+        space alone is no answer."""
         prompt, answer = fields.text(self.prompt_key), fields.text(self.answer_key)
         for found in (prompt, answer):
             if isinstance(found, Broken):
                 return found
         assert not isinstance(prompt, Broken)
         assert not isinstance(answer, Broken)
-        return [Piece(prompt.text, False), Piece(answer.text, True)]
-
-
-def read_template(path: Path) -> str:
-    """The text of a chat template's file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--chat-template {path}: cannot be read ({reason}); correct the path") from None
+        return [Piece(prompt.text, False), Piece(answer.text, _has_words(answer.text))]
 
 
 class Conversation:
     """A key that holds `[{"role": "user", "content": …}, {"role": "assistant", …}, …]`."""
 
-    def __init__(self, key: str, template: str = PLAIN_TEMPLATE) -> None:
-        """`template` is a Jinja template as transformers renders it.
+    def __init__(
+        self, key: str, template: str = PLAIN_TEMPLATE, special_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        """`template` is a Jinja template as transformers renders it, with the texts of the special tokens
+        that it may write.
 
         Raises:
-            UserError: it is not a template.
+            UserError: it is not a template, or writes other special tokens.
         """
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         self._key = key
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._template_error: type[Exception] = jinja2.TemplateError
-        try:
-            self._template = environment.from_string(template)
-        except jinja2.TemplateError as error:
-            raise UserError(f"--chat-template: is not a Jinja template ({error}); correct it") from None
+        self._template = ChatTemplate(template, special_tokens or {})
+
+    @property
+    def definition(self) -> str:
+        """The key and the template."""
+        return json.dumps(["conversation", self._key, self._template.definition])
 
     def pieces(self, fields: Fields) -> list[Piece] | Broken:
-        """What each assistant's turn adds to the text before it, as the template writes both."""
+        """What each assistant's turn adds to the text before it, as the template writes both. A turn without
+        a word is no answer."""
         messages = fields.values.get(self._key)
         if wrong := _wrong_with(messages):
             return Broken(fields.where, f"{self._key!r} {wrong}")
@@ -115,19 +109,21 @@ class Conversation:
             for number, message in enumerate(messages):
                 if message["role"] != "assistant":
                     continue
-                before = self._render(messages[:number], add_generation_prompt=True)
-                after = self._render(messages[: number + 1], add_generation_prompt=False)
+                before = self._template.render(messages[:number], add_generation_prompt=True)
+                after = self._template.render(messages[: number + 1], add_generation_prompt=False)
                 if not (before.startswith(text) and after.startswith(before)):
                     reason = f"message {number + 1} changes what the template writes before it"
                     return Broken(fields.where, f"{self._key!r}: {reason}")
-                pieces += [Piece(before[len(text) :], False), Piece(after[len(before) :], True)]
+                is_answer = _has_words(message["content"])
+                pieces += [Piece(before[len(text) :], False), Piece(after[len(before) :], is_answer)]
                 text = after
-        except self._template_error as error:
+        except TemplateFailed as error:
             return Broken(fields.where, f"{self._key!r}: the template refuses it ({error})")
         return pieces
 
-    def _render(self, messages: Sequence[Any], add_generation_prompt: bool) -> str:
-        return str(self._template.render(messages=messages, add_generation_prompt=add_generation_prompt))
+
+def _has_words(answer: str) -> bool:
+    return bool(answer.strip())
 
 
 def _wrong_with(messages: Any) -> str | None:

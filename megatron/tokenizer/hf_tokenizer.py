@@ -52,6 +52,20 @@ def _special_tokens(definition: dict[str, Any]) -> list[str]:
     return [str(token["content"]) for token in added if token.get("special")]
 
 
+def special_tokens(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The texts of special tokens such as `eos_token`, as the files of a Hugging Face tokenizer name them."""
+    configs = [_read_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    found: dict[str, str] = {}
+    for name in names:
+        for config in configs:
+            value = config.get(name)
+            if isinstance(value, dict):  # an AddedToken
+                value = value.get("content")
+            if isinstance(value, str):
+                found.setdefault(name, value)
+    return found
+
+
 class HuggingFaceTokenizer:
     """A `tokenizer.json`. As in transformers, the text of a special token is that token."""
 

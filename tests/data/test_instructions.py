@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron.data.chat_template import PLAIN_TEMPLATE
 from megatron.data.instructions import (
     MASK_SUFFIX,
-    PLAIN_TEMPLATE,
     Conversation,
     Form,
     Piece,
@@ -194,6 +194,39 @@ def test_a_template_that_rewrites_the_past_is_refused() -> None:
         Conversation("m", "{% for %}")
 
 
+@pytest.mark.parametrize(
+    ("messages", "learnt"),
+    [
+        ([("user", "hi"), ("assistant", "")], []),
+        ([("user", "hi"), ("assistant", " \n"), ("user", "?"), ("assistant", "b")], ["b\n\n"]),
+    ],
+)
+def test_a_turn_without_a_word_is_no_answer(messages: list[tuple[str, str]], learnt: list[str]) -> None:
+    pieces = Conversation("m").pieces(
+        Fields({"m": [{"role": role, "content": content} for role, content in messages]}, "f:1")
+    )
+    assert not isinstance(pieces, Broken)
+    assert [piece.text for piece in pieces if piece.is_answer] == learnt
+
+
+def test_a_long_conversation_is_encoded_once() -> None:
+    """Not once a turn, which takes the square of its length."""
+
+    class Counting(Characters):
+        calls = 0
+
+        def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+            self.calls += 1
+            return super().encode_with_places(text)
+
+    tokenizer = Counting()
+    pieces = [Piece("word ", number % 2 == 1) for number in range(3000)]
+    _, mask = encode_pieces(tokenizer, pieces)  # type: ignore[arg-type]
+    assert tokenizer.calls == 1
+    # Of ten characters five are an answer, and the pair across their beginning counts as one.
+    assert mask.sum() == 1500 * 3
+
+
 EXAMPLES = [{"q": f"What is {n} + {n}?\n", "a": f"It is {2 * n}."} for n in range(40)]
 
 
@@ -222,14 +255,14 @@ def test_ids_are_sentencepieces_and_the_mask_covers_the_answer(tmp_path: Path) -
 
 
 def test_examples_without_an_answer_and_broken_ones_are_counted(tmp_path: Path) -> None:
-    lines = [EXAMPLES[0], {"q": "only"}, {"q": "x", "a": ""}, {"q": 3, "a": "x"}]
+    lines = [EXAMPLES[0], {"q": "only"}, {"q": "x", "a": ""}, {"q": "x", "a": " "}, {"q": 3, "a": "x"}]
     with pytest.raises(UserError, match="has no 'a'"):
         tokenised(tmp_path, PromptAndAnswer("q", "a"), lines)
     assert not (tmp_path / "out.bin").exists()
     prefix = tokenised(tmp_path, PromptAndAnswer("q", "a"), lines, skip_broken=True)
     sidecar = TokenFile.open(prefix).sidecar
     assert sidecar is not None
-    assert (sidecar.documents, sidecar.empty_documents, sidecar.broken_lines) == (1, 1, 2)
+    assert (sidecar.documents, sidecar.empty_documents, sidecar.broken_lines) == (1, 2, 2)
 
 
 def test_the_tool_refuses_what_does_not_go_together(tmp_path: Path) -> None:
