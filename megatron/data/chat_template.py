@@ -64,8 +64,8 @@ class ChatTemplate:
         if lacking := [name for name in used if name not in special_tokens]:
             raise UserError(
                 f"--chat-template: writes {', '.join(lacking)}, which tokenizer_config.json and "
-                "special_tokens_map.json beside an HFTokenizer do not name (with SPMTokenizer the text of such "
-                "a token stays text); name it there, or take it out of the template"
+                "special_tokens_map.json beside an HFTokenizer do not name (with SPMTokenizer the text of "
+                "such a token stays text); name it there, or take it out of the template"
             )
         self._tokens = {name: special_tokens[name] for name in used}
         self.definition = json.dumps([text, self._tokens])

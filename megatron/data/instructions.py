@@ -10,6 +10,7 @@ it: whoever trains on the one reads the other, with nothing to configure.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, TemplateFailed
-from megatron.data.readers import Broken, Corpus, Fields, JsonLines, source_records
-from megatron.data.token_file import Provenance, Sidecar, TokenFileWriter
-from megatron.data.tokenize_corpus import Progress, Wish, say_result, stopped_at, tokenizer_record
+from megatron.data.readers import DECOMPRESS, Broken, Corpus, Document, Fields, JsonLines, source_records
+from megatron.data.token_file import Provenance, Sidecar, TokenFile, TokenFileWriter
+from megatron.data.tokenize_corpus import (
+    Progress,
+    Wish,
+    made_before,
+    say_made,
+    say_result,
+    stopped_at,
+    tokenizer_record,
+)
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
 
@@ -169,10 +178,19 @@ def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) 
         raise UserError(
             f"--share {wish.share}: examples with answers are tokenised by one process; leave it out"
         )
+    if any(found.format not in DECOMPRESS for found in corpus.inputs):
+        raise UserError("--input: examples with answers are read from .jsonl, .jsonl.gz or .jsonl.zst")
     tokenizer = wish.spec.build()
     progress = Progress(corpus.total_bytes, wish.log_interval_seconds)
+    form_digest = hashlib.sha256(form.definition.encode()).hexdigest()
     mask_prefix = prefix.with_name(prefix.name + MASK_SUFFIX)
+    if not wish.overwrite:
+        made = made_before(corpus, prefix, tokenizer, wish, form_digest)
+        if made is not None and _is_of(mask_prefix, made):
+            say_made(progress, prefix)
+            return made
     counts = {"text_bytes": 0, "empty_documents": 0, "broken_lines": 0}
+    pair = hashlib.sha256()
     with (
         TokenFileWriter(prefix, tokenizer.vocab_size, wish.overwrite) as writer,
         TokenFileWriter(mask_prefix, _LEFT_OUT_OR_LEARNT, wish.overwrite) as mask_writer,
@@ -187,27 +205,39 @@ def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) 
             counts["text_bytes"] += sum(len(piece.text.encode()) for piece in pieces)
             writer.add_document(ids)
             mask_writer.add_document(mask)
+            pair.update(ids.astype("<i8").tobytes() + mask.astype("<i8").tobytes())
             progress.show(corpus.read_bytes, counts["text_bytes"], writer.documents, writer.tokens)
         if not writer.documents:
             raise UserError(
                 f"{prefix}: no example has an answer, so there is nothing to write; check --input"
             )
-        sources = source_records([(found, found.sha256()) for found in corpus.inputs])
-        record = tokenizer_record(tokenizer, wish.append_eod)
-        # The mask first: a token file never names one that is not there.
-        mask_writer.finalize(Provenance(tokenizer=record, sources=sources, **counts))
+        provenance = Provenance(
+            tokenizer=tokenizer_record(tokenizer, wish.append_eod),
+            sources=source_records([(found, found.sha256()) for found in corpus.inputs]),
+            pair=pair.hexdigest(),
+            form=form_digest,
+            **counts,
+        )
+        mask_writer.complete(provenance)
         sidecar = writer.finalize(
-            Provenance(tokenizer=record, sources=sources, loss_mask=mask_prefix.name, **counts)
+            provenance.model_copy(update={"loss_mask": mask_prefix.name}), companion=mask_writer
         )
     say_result(progress, prefix, sidecar)
     return sidecar
 
 
+def _is_of(mask_prefix: Path, made: Sidecar) -> bool:
+    try:
+        mask = TokenFile.open(mask_prefix)
+    except UserError:
+        return False
+    return mask.sidecar is not None and mask.sidecar.pair == made.pair
+
+
 def _examples(corpus: Corpus, form: Form, wish: Wish, counts: dict[str, int]) -> Iterator[list[Piece]]:
     for chunk in corpus.chunks():
-        if not isinstance(chunk, JsonLines):
-            raise UserError("--input: examples with answers are read from .jsonl, .jsonl.gz or .jsonl.zst")
-        for fields in chunk.objects():
+        for fields in chunk.objects() if isinstance(chunk, JsonLines) else chunk.records():
+            assert not isinstance(fields, Document), "JSON lines only"
             found = fields if isinstance(fields, Broken) else form.pieces(fields)
             if not isinstance(found, Broken):
                 yield found

@@ -512,9 +512,9 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
     expected = (UserError, Mismatch)
     with Workers[Settings, Task | Hashes, Advance](wish.workers, _PartMaker, expected) as processes:
         tokenizer = wish.spec.build()
-        if not wish.overwrite and (made := _made_before(corpus, prefix, tokenizer, wish)) is not None:
+        if not wish.overwrite and (made := made_before(corpus, prefix, tokenizer, wish)) is not None:
             shutil.rmtree(parts_folder(prefix), ignore_errors=True)
-            progress.say(f"{prefix}: is there, of these inputs and this tokenizer; nothing to do")
+            say_made(progress, prefix)
             return made
         run = _Run(corpus, prefix, tokenizer, wish, processes, progress)
         if wish.share.count == 1:
@@ -530,15 +530,20 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
     return sidecar
 
 
-def _made_before(corpus: Corpus, prefix: Path, tokenizer: Tokenizer, wish: Wish) -> Sidecar | None:
+def made_before(
+    corpus: Corpus, prefix: Path, tokenizer: Tokenizer, wish: Wish, form: str = ""
+) -> Sidecar | None:
     """The sidecar of a whole output of the same wish, as a job leaves it that is killed or started again when
-    all is done. Inputs are compared by SHA-256, and read for it only where their sizes are the same.
+    all is done. Inputs are compared by SHA-256, and read for it only where their sizes are the same. `form`
+    is that of examples with answers.
     """
     try:
         made = TokenFile.open(prefix).sidecar
     except UserError:
         return None
-    if made is None or made.loss_mask or (made.broken_lines and not wish.skip_broken):
+    if made is None or bool(made.loss_mask) != bool(form) or made.form != form:
+        return None
+    if made.broken_lines and not wish.skip_broken:
         return None
     sizes = [(record.path, record.files, record.bytes) for record in made.sources]
     unread = source_records([(found, "") for found in corpus.inputs])
@@ -578,6 +583,11 @@ def part_keys(plan: Plan, settings: Settings) -> Iterator[str]:
                 yield entry.key(number)
         else:
             yield entry.key
+
+
+def say_made(progress: Progress, prefix: Path) -> None:
+    """That a former command has done all."""
+    progress.say(f"{prefix}: is there, of these inputs and this tokenizer; nothing to do")
 
 
 def say_result(progress: Progress, prefix: Path, sidecar: Sidecar) -> None:

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +303,116 @@ def test_a_mask_of_other_data_is_refused(tmp_path: Path) -> None:
         Path(f"{prefix}{MASK_SUFFIX}{suffix}").unlink()
     with pytest.raises(UserError, match="does not exist"):
         _ = Source.whole("x", TokenFile.open(prefix)).loss_mask
+
+
+def test_a_mask_of_other_answers_is_refused_though_it_has_the_same_lengths(tmp_path: Path) -> None:
+    """Prompt and answer differ in where one ends and the other begins, and in nothing else."""
+    from megatron.data.sources import Source
+
+    prefix = tokenised(tmp_path, PromptAndAnswer("q", "a"), [{"q": "a b c", "a": " d e"}])
+    (tmp_path / "other").mkdir()
+    wrong = tokenised(tmp_path / "other", PromptAndAnswer("q", "a"), [{"q": "a b", "a": " c d e"}])
+    for suffix in (".bin", ".idx", ".json"):
+        Path(f"{wrong}{MASK_SUFFIX}{suffix}").replace(f"{prefix}{MASK_SUFFIX}{suffix}")
+    with pytest.raises(UserError, match="is not the loss mask that was written with"):
+        _ = Source.whole("x", TokenFile.open(prefix)).loss_mask
+
+
+def pair_at(prefix: Path) -> list[list[int]] | None:
+    """Ids and mask of the first document, as training reads them; None where neither is there."""
+    from megatron.data.sources import Source
+
+    if not any(Path(f"{prefix}{end}").exists() for end in (".commit", ".bin", f"{MASK_SUFFIX}.bin")):
+        return None
+    file = TokenFile.open(prefix)
+    mask = Source.whole("x", file).loss_mask
+    assert mask is not None
+    return [file.document(0).tolist(), mask.document(0).tolist()]
+
+
+def killed_at(calls: int, folder: Path, lines: list[Any]) -> bool:
+    """Tokenise in a process of its own that is killed before a rename or removal; whether it was."""
+    child = os.fork()
+    if child:
+        return os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 9
+    left = itertools.count(calls, -1)
+    for name in ("replace", "unlink"):
+        real = getattr(os, name)
+        setattr(os, name, lambda *given, call=real: call(*given) if next(left) else os._exit(9))
+    try:
+        tokenised(folder, PromptAndAnswer("q", "a"), lines, overwrite=True)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def kills_at_every_call(folder: Path) -> None:
+    """Each kill leaves the former pair or the new one, and the same command goes on from there."""
+    old, new = [{"q": "a b c", "a": " d e"}], [{"q": "a b", "a": " c d e"}]
+    form = PromptAndAnswer("q", "a")
+    pair = {id(lines): pair_at(tokenised(folder, form, lines, overwrite=True)) for lines in (old, new)}
+    assert pair[id(old)][0] == pair[id(new)][0]  # type: ignore[index]
+    for is_first_time, calls in itertools.product((True, False), range(14)):
+        for path in folder.glob("out*"):
+            path.unlink()
+        if not is_first_time:
+            tokenised(folder, form, old)
+        was_killed = killed_at(calls, folder, new)
+        former = None if is_first_time else pair[id(old)]
+        assert pair_at(folder / "out") in ([former, pair[id(new)]] if was_killed else [pair[id(new)]])
+        tokenised(folder, form, new, overwrite=not is_first_time)
+        assert pair_at(folder / "out") == pair[id(new)]
+        left = [path.name for path in folder.glob("*out*") if path.suffix != ".lock"]
+        assert len(left) == 6, left
+        print(is_first_time, calls, was_killed)
+
+
+def test_a_kill_leaves_ids_and_mask_of_one_kind(tmp_path: Path) -> None:
+    """In a process of its own, because it forks."""
+    sentencepiece_model(tmp_path)
+    code = "import pathlib, sys; from tests.data.test_instructions import kills_at_every_call\n"
+    code += "kills_at_every_call(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    for is_first_time in (True, False):
+        kills = [line for line in done.stdout.splitlines() if line.startswith(f"{is_first_time} ")]
+        assert kills[0].endswith("True")
+        assert len([line for line in kills if line.endswith("True")]) >= 10
+
+
+def test_a_finished_job_that_is_started_again_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = tokenised(tmp_path, PromptAndAnswer("q", "a"), EXAMPLES)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out*")}
+    tokenised(tmp_path, PromptAndAnswer("q", "a"), EXAMPLES)
+    assert "nothing to do" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out*")} == before
+    for form, lines in ((PromptAndAnswer("a", "q"), EXAMPLES), (PromptAndAnswer("q", "a"), EXAMPLES[:3])):
+        with pytest.raises(UserError, match="exists; pass --overwrite"):
+            tokenised(tmp_path, form, lines)
+    Path(f"{prefix}{MASK_SUFFIX}.json").unlink()
+    with pytest.raises(UserError, match="exists; pass --overwrite"):
+        tokenised(tmp_path, PromptAndAnswer("q", "a"), EXAMPLES)
+
+
+def test_an_archive_that_is_cut_off_is_named_and_its_whole_examples_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(json.dumps(line) + "\n" for line in EXAMPLES).encode()
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(lines)[:-40])
+    spec = TokenizerSpec("SPMTokenizer", sentencepiece_model(tmp_path))
+    corpus, form = [tmp_path / "x.jsonl.gz"], PromptAndAnswer("q", "a")
+    with pytest.raises(UserError, match=r"x\.jsonl\.gz:\d+: is gzip data that is cut off"):
+        tokenize_instructions(Corpus(corpus), tmp_path / "out", form, Wish(spec, append_eod=True))
+    wish = Wish(spec, append_eod=True, skip_broken=True)
+    sidecar = tokenize_instructions(Corpus(corpus), tmp_path / "out", form, wish)
+    assert "x.jsonl.gz:" in capsys.readouterr().err
+    assert (0 < sidecar.documents < len(EXAMPLES), sidecar.broken_lines) == (True, 1)
+    (tmp_path / "x.txt").write_text("text")
+    with pytest.raises(UserError, match=r"are read from \.jsonl"):
+        tokenize_instructions(Corpus([tmp_path / "x.txt"]), tmp_path / "o", form, wish)
 
 
 def test_sequences_carry_the_mask_of_their_tokens(tmp_path: Path) -> None:
