@@ -134,18 +134,22 @@ def _lines_before(file: str, end: int) -> int:
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """Texts of consecutive rows, of which the first is row `first_row` (from 1)."""
+    """Texts of consecutive rows, of which the first is row `first_row` (from 1); bytes where a text is not
+    UTF-8."""
 
     file: str
     first_row: int
     key: str
-    texts: list[str | None]
+    texts: list[str | bytes | None]
 
     def records(self) -> Iterator[Document | Broken]:
         """One record a row."""
         for number, text in enumerate(self.texts, self.first_row):
             where = f"{self.file}:{number}"
-            yield Broken(where, f"{self.key!r} is null") if text is None else Document(text, where)
+            if isinstance(text, str):
+                yield Document(text, where)
+            else:
+                yield Broken(where, f"{self.key!r} is {'null' if text is None else 'not UTF-8 text'}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class BrokenFile:
     reason: str
 
     def records(self) -> Iterator[Document | Broken]:
-        """The one broken record that stands for the rest of the file."""
+        """The one broken record that stands for what is lost from here on."""
         yield Broken(self.where, self.reason)
 
 
@@ -533,16 +537,48 @@ def parquet_chunks(
         table = pyarrow.parquet.ParquetFile(found.path)
         _check_column(found.path, key, table.schema_arrow)
         rows = max(1, table.metadata.num_rows)
-        for batch in table.iter_batches(batch_size=256, columns=[key], row_groups=row_groups):
-            texts = batch.column(0).to_pylist()
-            yield ParquetRows(file, row, key, texts), found.size * len(texts) // rows
-            row += len(texts)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})"), 0
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})"), 0
+        for group in range(table.metadata.num_row_groups) if row_groups is None else row_groups:
+            end = row + table.metadata.row_group(group).num_rows
+            try:
+                for batch in table.iter_batches(batch_size=256, columns=[key], row_groups=[group]):
+                    texts = _texts_of(batch.column(0))
+                    yield ParquetRows(file, row, key, texts), found.size * len(texts) // rows
+                    row += len(texts)
+            except (pyarrow.ArrowException, OSError) as error:
+                # The other row groups can be read.
+                yield _damaged_parquet(file, row, error, f"; {end - row} rows from here on are lost"), 0
+            row = end
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        yield _damaged_parquet(file, row, error), 0
+
+
+def _texts_of(column: Any) -> list[str | bytes | None]:
+    """The values of a column of text; bytes in place of what is not UTF-8."""
+    import pyarrow
+
+    try:
+        texts: list[str | bytes | None] = column.to_pylist()
+        return texts
+    except UnicodeDecodeError:
+        is_large = pyarrow.types.is_large_string(column.type)
+        values = column.view(pyarrow.large_binary() if is_large else pyarrow.binary()).to_pylist()
+        return [None if value is None else _decoded(value) for value in values]
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def _damaged_parquet(file: str, row: int, error: Exception, more: str = "") -> BrokenFile:
+    """Raises:
+    OSError: it is one of the system, and not of the data.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]}){more}")
 
 
 def _check_column(path: Path, key: str, schema: object) -> None:
