@@ -109,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def output_of(prefix: Path, key: str) -> Path:
-    """GPT-NeoX's and Megatron-LM's name of a token file: PREFIX_KEY_document."""
-    return prefix.with_name(f"{prefix.name}_{key}_document")
+    """GPT-NeoX's and Megatron-LM's name of a token file: PREFIX_KEY_document; a key's `/` becomes `_`."""
+    return prefix.with_name(f"{prefix.name}_{key.replace('/', '_')}_document")
 
 
 def _form(args: argparse.Namespace) -> Form | None:
@@ -140,6 +140,10 @@ def main() -> None:
         raise UserError(
             f"--output-prefix {args.output_prefix}: has no name; give a folder and the beginning of a name"
         )
+    try:
+        f"{args.output_prefix}{args.json_key}{args.chat_key}{args.prompt_key}".encode()
+    except UnicodeEncodeError:
+        raise UserError("--output-prefix, --json-key, --prompt-key, --chat-key: must be UTF-8") from None
     # As for Ctrl-C, so that a batch system that ends the job leaves nothing but parts that are done.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not args.append_eod:

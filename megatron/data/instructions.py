@@ -27,6 +27,7 @@ from megatron.data.token_file import Provenance, Sidecar, TokenFile, TokenFileWr
 from megatron.data.tokenize_corpus import (
     Progress,
     Wish,
+    check_output,
     made_before,
     say_made,
     say_result,
@@ -180,6 +181,7 @@ def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) 
         )
     if any(found.format not in DECOMPRESS for found in corpus.inputs):
         raise UserError("--input: examples with answers are read from .jsonl, .jsonl.gz or .jsonl.zst")
+    check_output(corpus, prefix)
     tokenizer = wish.spec.build()
     progress = Progress(corpus.total_bytes, wish.log_interval_seconds)
     form_digest = hashlib.sha256(form.definition.encode()).hexdigest()

@@ -252,6 +252,11 @@ def _format_of(path: Path, in_folder: bool) -> str:
     return ".jsonl" if name.endswith(".json") and not in_folder else "text"
 
 
+def _is_entered(folder: str) -> bool:
+    """Whether a folder of this name within another is read."""
+    return not folder.startswith(".") and folder != "__pycache__"
+
+
 @dataclass(frozen=True)
 class Input:
     """One file of the corpus; `folder` is the --input folder a text file was found in."""
@@ -293,7 +298,7 @@ def source_records(hashes: Sequence[tuple[Input, str]]) -> list[SourceRecord]:
     folders: dict[Path, list[tuple[Input, str]]] = {}
     for found, digest in hashes:
         if found.folder is None:
-            records.append(SourceRecord(path=str(found.path), files=1, bytes=found.size, sha256=digest))
+            records.append(SourceRecord(path=_shown(found.path), files=1, bytes=found.size, sha256=digest))
         else:
             folders.setdefault(found.folder, []).append((found, digest))
     for folder, members in folders.items():
@@ -302,22 +307,30 @@ def source_records(hashes: Sequence[tuple[Input, str]]) -> list[SourceRecord]:
         )
         size = sum(found.size for found, _ in members)
         digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-        records.append(SourceRecord(path=str(folder), files=len(members), bytes=size, sha256=digest))
+        records.append(SourceRecord(path=_shown(folder), files=len(members), bytes=size, sha256=digest))
     return records
 
 
-class Corpus:
-    """All documents of the inputs, in the order of the inputs; a folder in the order of its sorted paths.
+def _shown(path: Path) -> str:
+    """A path as JSON can hold it: bytes of a name that are not UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
-    A folder is read with its sub-folders, without hidden ones and `__pycache__`; `text_suffixes` (such as
-    [".py"]) restricts which of its text files are read. Errors: `UserError` for an input that is missing,
-    holds nothing or may not be read, and for a Parquet file without the column `key`."""
+
+class Corpus:
+    """All documents of the inputs, in the order of the inputs; of a folder its files sorted by name, then its
+    sub-folders in the same way.
+
+    Hidden folders, `__pycache__` and links to folders are left out, links to files are followed;
+    `text_suffixes` (such as [".py"]) restricts which of its text files are read. Errors: `UserError` for an
+    input that is missing, holds nothing or may not be read, and for a Parquet file without the column
+    `key`."""
 
     def __init__(
         self, inputs: Sequence[Path], key: str = "text", text_suffixes: Sequence[str] | None = None
     ) -> None:
         self.key = key
         self._suffixes = None if text_suffixes is None else tuple(s.lower() for s in text_suffixes)
+        self._folders = [path for path in map(Path, inputs) if path.is_dir()]
         self._inputs = [found for path in inputs for found in self._expand(Path(path))]
         self._hashes: list[tuple[Input, str]] = []
         self.read_bytes = 0
@@ -337,6 +350,23 @@ class Corpus:
     def files(self) -> int:
         """Number of input files."""
         return len(self._inputs)
+
+    def folder_that_reads(self, path: Path) -> Path | None:
+        """The --input folder of whose documents a file at `path` would be one, if any."""
+        target = path.parent.resolve() / path.name
+        for folder in self._folders:
+            if folder.resolve() in target.parents:
+                *parents, name = target.relative_to(folder.resolve()).parts
+                if all(map(_is_entered, parents)) and self._is_read(name):
+                    return folder
+        return None
+
+    def _is_read(self, name: str) -> bool:
+        """Whether a file of this name in a folder is read."""
+        if name.startswith("."):
+            return False
+        is_text = _format_of(Path(name), in_folder=True) == "text"
+        return not is_text or self._suffixes is None or name.lower().endswith(self._suffixes)
 
     def chunks(self) -> Iterator[Chunk]:
         """The corpus in stretches of about 1 MB of text; call it once."""
@@ -369,21 +399,16 @@ class Corpus:
             yield Input.at(path, _format_of(path, in_folder=False), None)
             return
         if not path.is_dir():
-            raise UserError(f"--input {path}: does not exist; give a file or a folder")
+            what = "is not a file or folder but a pipe or device" if path.exists() else "does not exist"
+            raise UserError(f"--input {path}: {what}; give a file or a folder")
         found_any = False
         for folder, names, files in os.walk(path):
-            names[:] = sorted(name for name in names if not name.startswith(".") and name != "__pycache__")
+            names[:] = sorted(filter(_is_entered, names))
             for name in sorted(files):
                 file = Path(folder, name)
-                if name.startswith(".") or not file.is_file():
+                if not self._is_read(name) or not file.is_file():
                     continue
                 kind = _format_of(file, in_folder=True)
-                if (
-                    kind == "text"
-                    and self._suffixes is not None
-                    and not name.lower().endswith(self._suffixes)
-                ):
-                    continue
                 found_any = True
                 yield Input.at(file, kind, path if kind == "text" else None)
         if not found_any:

@@ -494,6 +494,19 @@ class _Run:
             self.progress.say("skipped: more broken lines, only counted from here on")
 
 
+def check_output(corpus: Corpus, prefix: Path) -> None:
+    """Raises:
+    UserError: what is written at `prefix` would be read as documents of the corpus, now or the next time.
+    """
+    for name in (f"{prefix.name}.bin", f"{prefix.name}.json", f"{parts_folder(prefix).name}/part.json"):
+        folder = corpus.folder_that_reads(prefix.parent / name)
+        if folder is not None:
+            raise UserError(
+                f"--output-prefix: {prefix} lies in the --input folder {folder}, of which every file is read, "
+                "its own too; write into another folder, or name the files to read with --text-suffixes"
+            )
+
+
 def parts_folder(prefix: Path) -> Path:
     """Where the parts of the token file `prefix` lie until they are put together."""
     return prefix.with_name(prefix.name + ".parts")
@@ -508,6 +521,7 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
     Errors: `UserError` for a broken line (unless `skip_broken`), a corpus without a token, an existing output
     of something else (unless `overwrite`), a disk that refuses, and a process that dies. After any of them,
     `prefix` is as it was before, and parts that are done are kept for the next time."""
+    check_output(corpus, prefix)
     progress = Progress(corpus.total_bytes // wish.share.count, wish.log_interval_seconds)
     expected = (UserError, Mismatch)
     with Workers[Settings, Task | Hashes, Advance](wish.workers, _PartMaker, expected) as processes:

@@ -190,6 +190,7 @@ def test_what_is_refused_before_any_work(tmp_path: Path, model: Path) -> None:
     )
     assert "cannot be written" in fail(arguments(model, good / "out", good))
     assert "has no name" in fail(arguments(model, Path("/"), good))
+    assert "is not a file or folder but a pipe" in fail(arguments(model, tmp_path / "o", Path("/dev/null")))
     succeed(arguments(model, tmp_path / "out", good))
     other = write_lines(tmp_path / "other.jsonl", ["good"])
     assert "exists; pass --overwrite" in fail(arguments(model, tmp_path / "out", other))
@@ -214,6 +215,48 @@ def test_a_finished_job_that_is_started_again_does_nothing(tmp_path: Path, model
     write_lines(source, ["one", "owt"])  # of the same size
     assert "exists; pass --overwrite" in fail(command)
     assert files_of(tmp_path / "out") == made
+
+
+def test_an_output_inside_an_input_folder(tmp_path: Path, model: Path) -> None:
+    """Or the command would read what it writes, the next time or at once."""
+    corpus = tmp_path / "c"
+    (corpus / "sub").mkdir(parents=True)
+    (corpus / "a.tex").write_text("text")
+    (tmp_path / "link").symlink_to(corpus)
+    for source, prefix in (
+        (corpus, corpus / "p"),
+        (corpus, corpus / "sub" / "p"),
+        (corpus, tmp_path / "link" / "p"),
+        (tmp_path / "link", corpus / "p"),
+    ):
+        assert f"lies in the --input folder {source}" in fail(arguments(model, prefix, source))
+    assert sorted(path.name for path in corpus.rglob("*")) == ["a.tex", "sub"]
+    chat = [*arguments(model, corpus / "p", corpus), "--prompt-key", "q"]
+    assert "lies in" in fail(chat) or "are read from .jsonl" in fail(chat)
+    expected = ids_of(model, ["text"], [2])
+    for folder in (".hidden", "own"):
+        command = arguments(model, corpus / folder / "p", corpus)
+        if folder == "own":
+            command += ["--text-suffixes", ".tex"]
+        succeed(command)
+        assert ids_on_disk(corpus / folder / "p_text_document") == expected
+        assert "nothing to do" in succeed(command)
+
+
+def test_names_that_are_not_utf8_and_keys_with_a_slash(tmp_path: Path, model: Path) -> None:
+    name = os.fsdecode(b"bad\xff.jsonl")
+    (tmp_path / name).write_text('{"meta/text": "hello"}\n')
+    command = [*arguments(model, tmp_path / "out", tmp_path / name), "--json-key", "meta/text"]
+    succeed(command)
+    assert ids_on_disk(tmp_path / "out_meta_text_document") == ids_of(model, ["hello"], [2])
+    sidecar = TokenFile.open(tmp_path / "out_meta_text_document").sidecar
+    assert sidecar is not None
+    assert sidecar.sources[0].path == f"{tmp_path}/bad\\xff.jsonl"
+    assert "nothing to do" in succeed(command)
+    assert "must be UTF-8" in fail(arguments(model, tmp_path / os.fsdecode(b"o\xff"), tmp_path / name))
+    (tmp_path / "chat.jsonl").write_text('{"a/b": [{"role": "assistant", "content": "x"}]}\n')
+    succeed([*arguments(model, tmp_path / "out", tmp_path / "chat.jsonl"), "--chat-key", "a/b"])
+    assert (tmp_path / "out_a_b_document_loss_mask.bin").exists()
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'])
