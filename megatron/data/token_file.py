@@ -108,6 +108,14 @@ class Sidecar(Provenance):
     bin_bytes: int
 
 
+class BeingWritten(UserError):
+    """Another process writes the prefix."""
+
+
+class AlreadyThere(UserError):
+    """There is an output, and it is not to be replaced."""
+
+
 @contextlib.contextmanager
 def _write_errors(prefix: Path) -> Iterator[None]:
     """An `OSError` of writing, in words and with a remedy."""
@@ -146,7 +154,8 @@ def _exclusive(prefix: Path) -> Iterator[None]:
             pass
         except BlockingIOError:
             os.close(descriptor)
-            raise UserError(f"{prefix}: another process is writing it; wait for that one to end") from None
+            reason = "another process is writing it; wait for that one to end"
+            raise BeingWritten(f"{prefix}: {reason}") from None
         except BaseException:
             os.close(descriptor)
             raise
@@ -226,7 +235,7 @@ class TokenFileWriter:
                     _rename_all(self.prefix)
                 existing = [path for s in _SUFFIXES if (path := _sibling(self.prefix, s)).exists()]
                 if existing and not self._overwrite:
-                    raise UserError(
+                    raise AlreadyThere(
                         f"{existing[0]}: exists; pass --overwrite to replace it, or choose another prefix"
                     )
                 self._bin = self._open_partial()

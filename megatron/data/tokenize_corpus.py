@@ -8,6 +8,7 @@ of processes, nodes and interruptions. Memory is bounded by a chunk of text a pr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -27,6 +28,8 @@ from megatron.data.parts import Plan, ReadChunk, Stretches, Task, key_of, unread
 from megatron.data.readers import Broken, Corpus, Input, source_records
 from megatron.data.shares import Share
 from megatron.data.token_file import (
+    AlreadyThere,
+    BeingWritten,
     Provenance,
     Sidecar,
     TokenFile,
@@ -375,10 +378,7 @@ class _Run:
             UserError: among others, for a process that was killed.
         """
         share = self.wish.share
-        tasks: list[Task | Hashes] = [
-            *_hash_tasks(self.plan),
-            *self.plan.tasks(self.wish.workers * share.count),
-        ]
+        tasks = _without_repeats([*_hash_tasks(self.plan), *self.plan.tasks(self.wish.workers * share.count)])
         try:
             parts_folder(self.prefix).mkdir(parents=True, exist_ok=True)
             return self._make(tasks[share.number :: share.count])
@@ -395,6 +395,8 @@ class _Run:
 
     def _make(self, tasks: list[Task | Hashes]) -> Settings:
         recipe = plan_engine(self.tokenizer, self.wish.allow_fast)
+        if self.wish.share.count > 1:
+            self._agree_with_other_shares(recipe)
         refused = parts_folder(self.prefix) / f"{self._settings(recipe).settings_key}.refused"
         if refused.exists():
             recipe = replace(library_recipe(self.tokenizer), reason=refused.read_text(encoding="utf-8"))
@@ -410,6 +412,50 @@ class _Run:
                 reason = f"{engine_name(recipe)} gave other ids ({mismatch}); all is tokenised again"
                 write_whole(refused, reason)
                 recipe = replace(library_recipe(self.tokenizer), reason=reason)
+
+    def _agree_with_other_shares(self, recipe: Recipe) -> None:
+        """Leave a note of how this share is done beside those of the others.
+
+        Raises:
+            UserError: another share of as many is done in another way, so that they never come together.
+        """
+        share, folder = self.wish.share, parts_folder(self.prefix)
+        is_compressed = any(isinstance(entry, Stretches) for entry in self.plan.entries)
+        options: dict[str, object] = {
+            "tokenizer": f"{self.tokenizer.name} {self.tokenizer.fingerprint[:12]}",
+            "end of document": self.tokenizer.eod_id if self.wish.append_eod else None,
+            "--on-bad-line skip": self.wish.skip_broken,
+            "--engine": engine_name(recipe),
+            "--workers": self.wish.workers if is_compressed else None,  # they share out compressed files
+            "inputs": key_of(self.corpus.inputs, self.corpus.key)[:12],
+        }
+        own = folder / f"{share.number}-of-{share.count}.share"
+        self._compare_shares(options, own)
+        write_whole(own, json.dumps(options))
+        try:
+            self._compare_shares(options, own)  # with those that have started at the same time
+        except UserError:
+            own.unlink(missing_ok=True)
+            raise
+
+    def _compare_shares(self, options: dict[str, object], own: Path) -> None:
+        for other in sorted(own.parent.glob(f"*-of-{self.wish.share.count}.share")):
+            try:
+                theirs = json.loads(other.read_text(encoding="utf-8")) if other != own else options
+            except FileNotFoundError:  # it has just been withdrawn
+                continue
+            differing = [
+                f"{name} {theirs.get(name)} (here {value})"
+                for name, value in options.items()
+                if theirs.get(name) != value
+            ]
+            if differing:
+                number = other.name.split("-")[0]
+                raise UserError(
+                    f"--share {self.wish.share.number}/{self.wish.share.count}: share {number} was started with "
+                    f"{', '.join(differing)}, so that the shares would never come together; start all with the "
+                    f"same options, or delete {own.parent} to begin anew"
+                )
 
     def _settings(self, recipe: Recipe) -> Settings:
         return Settings.of(self.tokenizer, self.wish, recipe, parts_folder(self.prefix))
@@ -434,14 +480,15 @@ class _Run:
             raise UserError(f"{existing}: exists; pass --overwrite to replace it, or choose another prefix")
         settings = self.make_parts()
         done = f"{self.wish.share} ({self.wish.share.reason}): {self.documents:,} documents are tokenised"
-        try:
+        # Where another share is putting them together, or has done so, this one has no more to do.
+        with contextlib.suppress(BeingWritten, AlreadyThere):
             if self._is_complete(settings):
                 with TokenFileWriter(self.prefix, self.tokenizer.vocab_size, self.wish.overwrite) as writer:
-                    if self._is_complete(settings):  # nobody else has put them together meanwhile
-                        return self.put_together(settings, writer)
-        except UserError:
-            if self._is_complete(settings) and not existing.exists():
-                raise
+                    if self._is_complete(settings):
+                        sidecar = self.put_together(settings, writer)
+                        # Here, so that who has waited for the lock finds nothing to put together.
+                        shutil.rmtree(parts_folder(self.prefix), ignore_errors=True)
+                        return sidecar
         self.progress.say(
             f"{done}; the share that ends last puts all together. Should one have failed, start it again, or "
             "the same command without --share"
@@ -502,8 +549,8 @@ def check_output(corpus: Corpus, prefix: Path) -> None:
         folder = corpus.folder_that_reads(prefix.parent / name)
         if folder is not None:
             raise UserError(
-                f"--output-prefix: {prefix} lies in the --input folder {folder}, of which every file is read, "
-                "its own too; write into another folder, or name the files to read with --text-suffixes"
+                f"--output-prefix: {prefix} lies in the --input folder {folder}, whose files are all read, "
+                "these too; write into another folder, or name the files to read with --text-suffixes"
             )
 
 
@@ -583,6 +630,20 @@ def _hash_tasks(plan: Plan) -> list[Hashes]:
             tasks.append(Hashes(tuple(group)))
             group, size = [], 0
     return [*tasks, Hashes(tuple(group))] if group else tasks
+
+
+def _without_repeats(tasks: list[Task | Hashes]) -> list[Task | Hashes]:
+    """Each once, in their order: an input that is given twice is tokenised once."""
+    once: dict[object, Task | Hashes] = {}
+    for task in tasks:
+        if isinstance(task, Hashes):
+            key: object = ("hashes", key_of(task.files))
+        elif isinstance(task, Stretches):
+            key = (task.file_key, task.residue, task.modulus)
+        else:
+            key = task.key
+        once.setdefault(key, task)
+    return list(once.values())
 
 
 def part_keys(plan: Plan, settings: Settings) -> Iterator[str]:

@@ -489,6 +489,60 @@ def test_shares_fill_one_folder_and_the_last_puts_all_together(tmp_path: Path, m
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
+def test_a_share_that_cannot_put_all_together_fails(tmp_path: Path, model: Path) -> None:
+    """Not only where there is no former output."""
+    source, out = write_files(tmp_path / "in", 6), tmp_path / "out"
+    succeed(arguments(model, tmp_path / "whole" / "p", source))
+    whole = files_of(tmp_path / "whole")
+    limit = len(whole["p_text_document.bin"]) - 100
+    succeed(arguments(model, out / "p", write_lines(tmp_path / "old.jsonl", ["old"])))
+    before = files_of(out)
+    command = [*arguments(model, out / "p", source), "--overwrite", "--share"]
+    succeed([*command, "0/2"])
+    message = fail(
+        [*command, "1/2"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert "File too large" in message
+    assert "puts all together" not in message
+    assert files_of(out) == before
+    succeed([*command, "1/2"])
+    assert files_of(out) == whole
+
+
+def test_shares_of_different_options_are_told(tmp_path: Path, model: Path) -> None:
+    source, out = write_files(tmp_path / "in", 4), tmp_path / "out"
+    command = arguments(model, out / "p", source)
+    succeed([*command, "--share", "0/2"])
+    more = write_lines(tmp_path / "more.jsonl", ["x"])
+    for changed, words in (
+        ([*command, "--eod-token", "unk0"], r"share 0 was started with end of document 2 \(here 0\),"),
+        (arguments(model, out / "p", source, eod=False), r"end of document 2 \(here None\)"),
+        (arguments(model, out / "p", source, workers=2), r"--workers 1 \(here 2\)"),
+        ([*command, "--on-bad-line", "skip"], r"--on-bad-line skip False \(here True\)"),
+        ([*command, "--engine", "library"], r"--engine gigatoken \S+ \(here sentencepiece \S+\)"),
+        (arguments(model, out / "p", source, more), r"inputs \w+ \(here \w+\), so that the shares"),
+    ):
+        assert re.search(words, fail([*changed, "--share", "1/2"]))
+    succeed([*command, "--share", "1/2"])
+    assert ids_on_disk(out / "p_text_document")
+    assert parts_of(out) == []
+
+
+def test_an_input_that_is_given_twice_is_read_twice(tmp_path: Path, model: Path, monkeypatch: Any) -> None:
+    """By any number of workers, under any of its names."""
+    monkeypatch.chdir(tmp_path)
+    texts = [*latex_texts()[:2], "end"]
+    lines = write_lines(tmp_path / "a.jsonl", texts)
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(lines.read_bytes()))
+    (tmp_path / "c.txt").write_text("text")
+    archive, text = Path("b.jsonl.zst"), Path("c.txt")
+    twice = [Path("a.jsonl"), lines, archive, archive.absolute(), text, text]
+    for workers in (1, 3):
+        succeed(arguments(model, tmp_path / f"out{workers}", *twice, workers=workers))
+        expected = ids_of(model, [*texts * 4, "text", "text"], [2])
+        assert ids_on_disk(tmp_path / f"out{workers}_text_document") == expected
+
+
 def test_a_tokenizer_that_gigatoken_cannot_follow(tmp_path: Path) -> None:
     model = train_sentencepiece(tmp_path, model_type="unigram")
     source = write_lines(tmp_path / "c.jsonl", [*latex_texts(), ""])
