@@ -307,9 +307,12 @@ class TokenFileWriter:
         self.documents += len(lengths_D)
         self.tokens += len(tokens_T)
 
-    def add_file(self, part: TokenFile) -> None:
+    def add_file(self, part: TokenFile, is_checked: bool = True) -> None:
         """Add all documents of another token file of the same vocabulary and type of ids; its bytes are
-        copied.
+        copied. Its ids are looked through unless they are `is_checked` already.
+
+        Raises:
+            UserError: an id is outside the vocabulary.
         """
         assert self._bin is not None, "add_file outside the with block"
         if part.dtype != self.dtype or not part.is_end_to_end():
@@ -322,6 +325,8 @@ class TokenFileWriter:
             while position < end:
                 step = min(end - position, _COPIED_BYTES)
                 _copy_bytes(source, position - begin, self._bin, step)
+                if not is_checked:  # now, while the bytes are in memory
+                    part.check_ids(self.vocab_size, position - begin, step)
                 position += step
                 self._mark_kept(position)
         self._lengths.append(part.lengths_D)
@@ -468,6 +473,22 @@ class TokenFile:
             count=int(self.lengths_D[number]),
             offset=int(self.pointers_D[number]),
         )
+
+    def check_ids(self, vocab_size: int, begin: int, count: int) -> None:
+        """Look through `count` bytes of ids from the byte `begin` on.
+
+        Raises:
+            UserError: one is outside the vocabulary.
+        """
+        size, dtype = self.dtype.itemsize, self.dtype.newbyteorder("<")
+        path = _sibling(self.prefix, ".bin")
+        ids = np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(count // size,))
+        for bad in (int(ids.min()), int(ids.max())):
+            if not 0 <= bad < vocab_size:
+                raise UserError(
+                    f"{path}: holds id {bad}, which its tokenizer with {vocab_size} ids does not have, so "
+                    "it is damaged; copy it again, or tokenise again"
+                )
 
     def is_end_to_end(self) -> bool:
         """Whether the documents follow each other in the order of their numbers, from the beginning on."""

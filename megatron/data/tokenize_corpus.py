@@ -452,9 +452,9 @@ class _Run:
             if differing:
                 number = other.name.split("-")[0]
                 raise UserError(
-                    f"--share {self.wish.share.number}/{self.wish.share.count}: share {number} was started with "
-                    f"{', '.join(differing)}, so that the shares would never come together; start all with the "
-                    f"same options, or delete {own.parent} to begin anew"
+                    f"--share {self.wish.share.number}/{self.wish.share.count}: share {number} was started "
+                    f"with {', '.join(differing)}, so that the shares would never come together; start all "
+                    f"with the same options, or delete {own.parent} to begin anew"
                 )
 
     def _settings(self, recipe: Recipe) -> Settings:
