@@ -133,7 +133,9 @@ def test_ids_that_the_tokenizer_does_not_have(folder: Path, tmp_path: Path) -> N
 
 def test_a_reader_that_has_seen_enough(folder: Path) -> None:
     """As `head -1`: the pipe is closed before anything is written."""
-    process = subprocess.Popen([*COMMAND, str(folder / "c")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, str(folder / "c")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
