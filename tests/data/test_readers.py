@@ -244,7 +244,7 @@ def test_parquet_rows_without_text_are_broken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
 def test_of_parquet_only_the_row_that_is_not_utf8_is_lost(tmp_path: Path, kind: pyarrow.DataType) -> None:
-    values = [b"good %d" % number for number in range(900)]
+    values: list[bytes | None] = [b"good %d" % number for number in range(900)]
     values[300], values[700] = b"bad \xff\xfe", None
     array = pyarrow.array(
         values, pyarrow.large_binary() if kind == pyarrow.large_string() else pyarrow.binary()
