@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +121,21 @@ def tokenizer_for(file: TokenFile, tokenizer_type: str | None, vocab_file: Path 
     return tokenizer
 
 
+def text_of(tokenizer: Tokenizer, ids: list[int], what: str) -> str:
+    """The text of ids.
+
+    Raises:
+        UserError: the tokenizer does not have one of them.
+    """
+    bad = [one for one in ids if not 0 <= one < tokenizer.vocab_size]
+    if bad:
+        raise UserError(
+            f"{what}: holds id {bad[0]}, which the tokenizer with {tokenizer.vocab_size} ids does not have; "
+            "the file is damaged: copy it again, or tokenise again (or give the tokenizer that wrote it)"
+        )
+    return tokenizer.decode(ids)
+
+
 def sample_of(configs: list[Path], number: int, use: str, data_parallel_size: int) -> dict[str, Any]:
     """A sequence of a run in the order in which the run reads it: source, ids and text.
 
@@ -146,7 +163,8 @@ def sample_of(configs: list[Path], number: int, use: str, data_parallel_size: in
     if number >= len(order):
         raise UserError(f"--sample={number}: the run reads sequences 0 to {len(order) - 1} of {use}")
     ids = order[number].tokens_S.tolist()
-    return {"sample": number, "source": order.source_of(number), "ids": ids, "text": tokenizer.decode(ids)}
+    text = text_of(tokenizer, ids, f"sequence {number} of {use}")
+    return {"sample": number, "source": order.source_of(number), "ids": ids, "text": text}
 
 
 def draw_lengths(file: TokenFile, path: Path) -> None:
@@ -217,7 +235,8 @@ def show(args: argparse.Namespace, say: Callable[[str], None]) -> None:
             draw_lengths(file, args.histogram)
         if args.document is not None:
             ids = document_of(file, args.document).tolist()
-            text = tokenizer_for(file, args.tokenizer_type, args.vocab_file).decode(ids)
+            tokenizer = tokenizer_for(file, args.tokenizer_type, args.vocab_file)
+            text = text_of(tokenizer, ids, f"document {args.document % file.documents} of {file.prefix}")
             found["document"] = {"number": args.document % file.documents, "ids": ids, "text": text}
             if not args.json:
                 say(f"\ndocument {args.document % file.documents}: {len(ids):,} tokens\n{text}")
@@ -236,7 +255,12 @@ def main() -> None:
     """The command."""
     args = _parser().parse_args()
     _check(args)
-    show(args, print)
+    try:
+        show(args, print)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(128 + signal.SIGPIPE)
 
 
 if __name__ == "__main__":

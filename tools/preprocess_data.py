@@ -14,18 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron.data.instructions import (
-    Conversation,
-    Form,
-    PromptAndAnswer,
-    read_template,
-    tokenize_instructions,
-)
+from megatron.data.chat_template import SPECIAL_TOKENS, read_template
+from megatron.data.instructions import Conversation, Form, PromptAndAnswer, tokenize_instructions
 from megatron.data.readers import Corpus
 from megatron.data.shares import share_of
 from megatron.data.tokenize_corpus import TokenizerSpec, Wish, tokenize_corpus
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
 from megatron.tokenizer import TOKENIZER_TYPES
+from megatron.tokenizer.hf_tokenizer import special_tokens
 
 
 def _at_least_one(text: str) -> int:
@@ -113,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def output_of(prefix: Path, key: str) -> Path:
-    """GPT-NeoX's and Megatron-LM's name of a token file: PREFIX_KEY_document."""
-    return prefix.with_name(f"{prefix.name}_{key}_document")
+    """GPT-NeoX's and Megatron-LM's name of a token file: PREFIX_KEY_document; a key's `/` becomes `_`."""
+    return prefix.with_name(f"{prefix.name}_{key.replace('/', '_')}_document")
 
 
 def _form(args: argparse.Namespace) -> Form | None:
@@ -126,9 +122,13 @@ def _form(args: argparse.Namespace) -> Form | None:
     if args.chat_key is not None:
         if args.prompt_key is not None:
             raise UserError(f"--chat-key {args.chat_key}: takes the place of --prompt-key; give one of them")
-        return Conversation(
-            args.chat_key, *([read_template(args.chat_template)] if args.chat_template else [])
-        )
+        if args.chat_template is None:
+            return Conversation(args.chat_key)
+        # With SentencePiece the text of a control token stays text, so that a template must not write any.
+        is_hugging_face = args.tokenizer_type == "HFTokenizer"
+        folder = args.vocab_file if args.vocab_file.is_dir() else args.vocab_file.parent
+        tokens = special_tokens(folder, SPECIAL_TOKENS) if is_hugging_face else {}
+        return Conversation(args.chat_key, read_template(args.chat_template), tokens)
     return PromptAndAnswer(args.prompt_key, args.json_key) if args.prompt_key is not None else None
 
 
@@ -140,6 +140,10 @@ def main() -> None:
         raise UserError(
             f"--output-prefix {args.output_prefix}: has no name; give a folder and the beginning of a name"
         )
+    try:
+        f"{args.output_prefix}{args.json_key}{args.chat_key}{args.prompt_key}".encode()
+    except UnicodeEncodeError:
+        raise UserError("--output-prefix, --json-key, --prompt-key, --chat-key: must be UTF-8") from None
     # As for Ctrl-C, so that a batch system that ends the job leaves nothing but parts that are done.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not args.append_eod:

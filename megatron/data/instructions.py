@@ -2,16 +2,18 @@
 """Questions with answers, and conversations, to a token file and its loss mask: only answers are learnt.
 
 The text of an example is what a model will see: a prompt and its answer, or a conversation as a chat template
-writes it. Its ids are those of the whole text. The mask is 1 from the first id on that is not also an id of
-the prompt by itself, so that an id across the border counts as answer, and for the end of document after an
-answer. The mask is a token file like the other, with ids 0 and 1 and the same lengths, and the sidecar of the
-other names it: whoever trains on the one reads the other, with nothing to configure.
+writes it. Its ids are those of the whole text. The mask is 1 for each id that stands for a character of an
+answer, so that an id across the border counts as answer, and for the end of document after an answer. The
+mask is a token file like the other, with ids 0 and 1 and the same lengths, and the sidecar of the other names
+it: whoever trains on the one reads the other, with nothing to configure.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +21,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron.data.readers import Broken, Corpus, Fields, JsonLines, source_records
-from megatron.data.token_file import Provenance, Sidecar, TokenFileWriter
-from megatron.data.tokenize_corpus import Progress, Wish, say_result, stopped_at, tokenizer_record
+from megatron.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, TemplateFailed
+from megatron.data.readers import DECOMPRESS, Broken, Corpus, Document, Fields, JsonLines, source_records
+from megatron.data.token_file import Provenance, Sidecar, TokenFile, TokenFileWriter
+from megatron.data.tokenize_corpus import (
+    Progress,
+    Wish,
+    check_output,
+    made_before,
+    say_made,
+    say_result,
+    stopped_at,
+    tokenizer_record,
+)
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import Tokenizer
 
@@ -29,12 +41,6 @@ MASK_SUFFIX = "_loss_mask"
 _SHOWN_BROKEN_LINES = 20
 # The mask's own vocabulary.
 _LEFT_OUT_OR_LEARNT = 2
-# Turns of a conversation are headed like this where no template is given; an answer ends with the document,
-# or before the next heading.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}### {{ message['role'] | capitalize }}:\n{{ message['content'] }}\n\n"
-    "{% endfor %}{% if add_generation_prompt %}### Assistant:\n{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class Piece:
 class Form(Protocol):
     """How an example becomes pieces of text."""
 
+    @property
+    def definition(self) -> str:
+        """All that decides the pieces of an example."""
+
     def pieces(self, fields: Fields) -> list[Piece] | Broken:
         """The pieces, to be laid end to end."""
 
@@ -59,52 +69,46 @@ class PromptAndAnswer:
     prompt_key: str
     answer_key: str
 
+    @property
+    def definition(self) -> str:
+        """The keys."""
+        return json.dumps(["prompt and answer", self.prompt_key, self.answer_key])
+
     def pieces(self, fields: Fields) -> list[Piece] | Broken:
-        """Prompt, then answer, as they stand: a space or newline between them is part of one of them."""
+        """Prompt, then answer, as they stand: a space or newline between them is part of one of them. White
+        space alone is no answer."""
         prompt, answer = fields.text(self.prompt_key), fields.text(self.answer_key)
         for found in (prompt, answer):
             if isinstance(found, Broken):
                 return found
         assert not isinstance(prompt, Broken)
         assert not isinstance(answer, Broken)
-        return [Piece(prompt.text, False), Piece(answer.text, True)]
-
-
-def read_template(path: Path) -> str:
-    """The text of a chat template's file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--chat-template {path}: cannot be read ({reason}); correct the path") from None
+        return [Piece(prompt.text, False), Piece(answer.text, _has_words(answer.text))]
 
 
 class Conversation:
     """A key that holds `[{"role": "user", "content": …}, {"role": "assistant", …}, …]`."""
 
-    def __init__(self, key: str, template: str = PLAIN_TEMPLATE) -> None:
-        """`template` is a Jinja template as transformers renders it.
+    def __init__(
+        self, key: str, template: str = PLAIN_TEMPLATE, special_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        """`template` is a Jinja template as transformers renders it, with the texts of the special tokens
+        that it may write.
 
         Raises:
-            UserError: it is not a template.
+            UserError: it is not a template, or writes other special tokens.
         """
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         self._key = key
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._template_error: type[Exception] = jinja2.TemplateError
-        try:
-            self._template = environment.from_string(template)
-        except jinja2.TemplateError as error:
-            raise UserError(f"--chat-template: is not a Jinja template ({error}); correct it") from None
+        self._template = ChatTemplate(template, special_tokens or {})
+
+    @property
+    def definition(self) -> str:
+        """The key and the template."""
+        return json.dumps(["conversation", self._key, self._template.definition])
 
     def pieces(self, fields: Fields) -> list[Piece] | Broken:
-        """What each assistant's turn adds to the text before it, as the template writes both."""
+        """What each assistant's turn adds to the text before it, as the template writes both. A turn without
+        a word is no answer."""
         messages = fields.values.get(self._key)
         if wrong := _wrong_with(messages):
             return Broken(fields.where, f"{self._key!r} {wrong}")
@@ -115,19 +119,21 @@ class Conversation:
             for number, message in enumerate(messages):
                 if message["role"] != "assistant":
                     continue
-                before = self._render(messages[:number], add_generation_prompt=True)
-                after = self._render(messages[: number + 1], add_generation_prompt=False)
+                before = self._template.render(messages[:number], add_generation_prompt=True)
+                after = self._template.render(messages[: number + 1], add_generation_prompt=False)
                 if not (before.startswith(text) and after.startswith(before)):
                     reason = f"message {number + 1} changes what the template writes before it"
                     return Broken(fields.where, f"{self._key!r}: {reason}")
-                pieces += [Piece(before[len(text) :], False), Piece(after[len(before) :], True)]
+                is_answer = _has_words(message["content"])
+                pieces += [Piece(before[len(text) :], False), Piece(after[len(before) :], is_answer)]
                 text = after
-        except self._template_error as error:
+        except TemplateFailed as error:
             return Broken(fields.where, f"{self._key!r}: the template refuses it ({error})")
         return pieces
 
-    def _render(self, messages: Sequence[Any], add_generation_prompt: bool) -> str:
-        return str(self._template.render(messages=messages, add_generation_prompt=add_generation_prompt))
+
+def _has_words(answer: str) -> bool:
+    return bool(answer.strip())
 
 
 def _wrong_with(messages: Any) -> str | None:
@@ -147,24 +153,21 @@ def _wrong_with(messages: Any) -> str | None:
 def encode_pieces(
     tokenizer: Tokenizer, pieces: Sequence[Piece]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The ids of the whole text, and for each whether it is learnt; [tokens], both."""
-    whole = np.asarray(tokenizer.encode("".join(piece.text for piece in pieces)), dtype=np.int64)
-    mask = np.zeros(len(whole), dtype=np.int64)
-    text, begin = "", 0
-    for number, piece in enumerate(pieces):
-        text += piece.text
-        # The last piece ends where the text does.
-        end = len(whole) if number == len(pieces) - 1 else _common(tokenizer.encode(text), whole)
-        mask[begin:end] = piece.is_answer
-        begin = max(begin, end)
-    return whole, mask
+    """The ids of the whole text, and for each whether it is learnt; [tokens], both.
 
-
-def _common(ids: Sequence[int], whole: npt.NDArray[np.int64]) -> int:
-    """How many ids both begin with."""
-    length = min(len(ids), len(whole))
-    differs = np.flatnonzero(np.asarray(ids[:length], dtype=np.int64) != whole[:length])
-    return int(differs[0]) if len(differs) else length
+    An id is learnt if any of its characters belongs to an answer, and one without a character of its own
+    (a space that the model puts in front, a first byte of several) if the character that follows does."""
+    text = "".join(piece.text for piece in pieces)
+    ids, places = tokenizer.encode_with_places(text)
+    lengths = [len(piece.text) for piece in pieces]
+    answers = np.repeat(np.asarray([piece.is_answer for piece in pieces], dtype=np.int64), lengths)
+    places_T2 = np.asarray(places, dtype=np.int64).reshape(-1, 2)
+    begins_T = np.minimum(places_T2[:, 0], max(0, len(text) - 1))
+    ends_T = np.maximum(places_T2[:, 1], begins_T + 1)
+    learnt_before = np.concatenate([[0], np.cumsum(answers)])
+    return np.asarray(ids, dtype=np.int64), np.asarray(
+        learnt_before[ends_T] > learnt_before[begins_T], dtype=np.int64
+    )
 
 
 def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) -> Sidecar:
@@ -176,10 +179,20 @@ def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) 
         raise UserError(
             f"--share {wish.share}: examples with answers are tokenised by one process; leave it out"
         )
+    if any(found.format not in DECOMPRESS for found in corpus.inputs):
+        raise UserError("--input: examples with answers are read from .jsonl, .jsonl.gz or .jsonl.zst")
+    check_output(corpus, prefix)
     tokenizer = wish.spec.build()
     progress = Progress(corpus.total_bytes, wish.log_interval_seconds)
+    form_digest = hashlib.sha256(form.definition.encode()).hexdigest()
     mask_prefix = prefix.with_name(prefix.name + MASK_SUFFIX)
+    if not wish.overwrite:
+        made = made_before(corpus, prefix, tokenizer, wish, form_digest)
+        if made is not None and _is_of(mask_prefix, made):
+            say_made(progress, prefix)
+            return made
     counts = {"text_bytes": 0, "empty_documents": 0, "broken_lines": 0}
+    pair = hashlib.sha256()
     with (
         TokenFileWriter(prefix, tokenizer.vocab_size, wish.overwrite) as writer,
         TokenFileWriter(mask_prefix, _LEFT_OUT_OR_LEARNT, wish.overwrite) as mask_writer,
@@ -194,27 +207,39 @@ def tokenize_instructions(corpus: Corpus, prefix: Path, form: Form, wish: Wish) 
             counts["text_bytes"] += sum(len(piece.text.encode()) for piece in pieces)
             writer.add_document(ids)
             mask_writer.add_document(mask)
+            pair.update(ids.astype("<i8").tobytes() + mask.astype("<i8").tobytes())
             progress.show(corpus.read_bytes, counts["text_bytes"], writer.documents, writer.tokens)
         if not writer.documents:
             raise UserError(
                 f"{prefix}: no example has an answer, so there is nothing to write; check --input"
             )
-        sources = source_records([(found, found.sha256()) for found in corpus.inputs])
-        record = tokenizer_record(tokenizer, wish.append_eod)
-        # The mask first: a token file never names one that is not there.
-        mask_writer.finalize(Provenance(tokenizer=record, sources=sources, **counts))
+        provenance = Provenance(
+            tokenizer=tokenizer_record(tokenizer, wish.append_eod),
+            sources=source_records([(found, found.sha256()) for found in corpus.inputs]),
+            pair=pair.hexdigest(),
+            form=form_digest,
+            **counts,
+        )
+        mask_writer.complete(provenance)
         sidecar = writer.finalize(
-            Provenance(tokenizer=record, sources=sources, loss_mask=mask_prefix.name, **counts)
+            provenance.model_copy(update={"loss_mask": mask_prefix.name}), companion=mask_writer
         )
     say_result(progress, prefix, sidecar)
     return sidecar
 
 
+def _is_of(mask_prefix: Path, made: Sidecar) -> bool:
+    try:
+        mask = TokenFile.open(mask_prefix)
+    except UserError:
+        return False
+    return mask.sidecar is not None and mask.sidecar.pair == made.pair
+
+
 def _examples(corpus: Corpus, form: Form, wish: Wish, counts: dict[str, int]) -> Iterator[list[Piece]]:
     for chunk in corpus.chunks():
-        if not isinstance(chunk, JsonLines):
-            raise UserError("--input: examples with answers are read from .jsonl, .jsonl.gz or .jsonl.zst")
-        for fields in chunk.objects():
+        for fields in chunk.objects() if isinstance(chunk, JsonLines) else chunk.records():
+            assert not isinstance(fields, Document), "JSON lines only"
             found = fields if isinstance(fields, Broken) else form.pieces(fields)
             if not isinstance(found, Broken):
                 yield found

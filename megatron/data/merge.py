@@ -17,13 +17,14 @@ def merge_token_files(inputs: Sequence[Path], prefix: Path, overwrite: bool = Fa
     A merge that was killed or interrupted goes on where it was when it is started again with the same inputs.
 
     Errors: `UserError` for inputs that are missing, damaged, of different tokenizers, ends of document or
-    types of ids, or without a sidecar; for an existing output; and for what the disk refuses."""
+    types of ids, without a sidecar, or with ids outside the vocabulary; for an existing output; and for what
+    the disk refuses."""
     files = [TokenFile.open(path) for path in inputs]
     sidecars = _checked(files, prefix)
     record = sidecars[0].tokenizer
     with TokenFileWriter(prefix, record.vocab_size, overwrite, resume_key=_key(files)) as writer:
         for file in files:
-            writer.add_file(file)
+            writer.add_file(file, is_checked=False)
         return writer.finalize(
             Provenance(
                 tokenizer=record,

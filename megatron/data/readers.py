@@ -134,18 +134,22 @@ def _lines_before(file: str, end: int) -> int:
 
 @dataclass(frozen=True)
 class ParquetRows:
-    """Texts of consecutive rows, of which the first is row `first_row` (from 1)."""
+    """Texts of consecutive rows, of which the first is row `first_row` (from 1); bytes where a text is not
+    UTF-8."""
 
     file: str
     first_row: int
     key: str
-    texts: list[str | None]
+    texts: list[str | bytes | None]
 
     def records(self) -> Iterator[Document | Broken]:
         """One record a row."""
         for number, text in enumerate(self.texts, self.first_row):
             where = f"{self.file}:{number}"
-            yield Broken(where, f"{self.key!r} is null") if text is None else Document(text, where)
+            if isinstance(text, str):
+                yield Document(text, where)
+            else:
+                yield Broken(where, f"{self.key!r} is {'null' if text is None else 'not UTF-8 text'}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class BrokenFile:
     reason: str
 
     def records(self) -> Iterator[Document | Broken]:
-        """The one broken record that stands for the rest of the file."""
+        """The one broken record that stands for what is lost from here on."""
         yield Broken(self.where, self.reason)
 
 
@@ -248,6 +252,11 @@ def _format_of(path: Path, in_folder: bool) -> str:
     return ".jsonl" if name.endswith(".json") and not in_folder else "text"
 
 
+def _is_entered(folder: str) -> bool:
+    """Whether a folder of this name within another is read."""
+    return not folder.startswith(".") and folder != "__pycache__"
+
+
 @dataclass(frozen=True)
 class Input:
     """One file of the corpus; `folder` is the --input folder a text file was found in."""
@@ -289,7 +298,7 @@ def source_records(hashes: Sequence[tuple[Input, str]]) -> list[SourceRecord]:
     folders: dict[Path, list[tuple[Input, str]]] = {}
     for found, digest in hashes:
         if found.folder is None:
-            records.append(SourceRecord(path=str(found.path), files=1, bytes=found.size, sha256=digest))
+            records.append(SourceRecord(path=_shown(found.path), files=1, bytes=found.size, sha256=digest))
         else:
             folders.setdefault(found.folder, []).append((found, digest))
     for folder, members in folders.items():
@@ -298,22 +307,30 @@ def source_records(hashes: Sequence[tuple[Input, str]]) -> list[SourceRecord]:
         )
         size = sum(found.size for found, _ in members)
         digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-        records.append(SourceRecord(path=str(folder), files=len(members), bytes=size, sha256=digest))
+        records.append(SourceRecord(path=_shown(folder), files=len(members), bytes=size, sha256=digest))
     return records
 
 
-class Corpus:
-    """All documents of the inputs, in the order of the inputs; a folder in the order of its sorted paths.
+def _shown(path: Path) -> str:
+    """A path as JSON can hold it: bytes of a name that are not UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
-    A folder is read with its sub-folders, without hidden ones and `__pycache__`; `text_suffixes` (such as
-    [".py"]) restricts which of its text files are read. Errors: `UserError` for an input that is missing,
-    holds nothing or may not be read, and for a Parquet file without the column `key`."""
+
+class Corpus:
+    """All documents of the inputs, in the order of the inputs; of a folder its files sorted by name, then its
+    sub-folders in the same way.
+
+    Hidden folders, `__pycache__` and links to folders are left out, links to files are followed;
+    `text_suffixes` (such as [".py"]) restricts which of its text files are read. Errors: `UserError` for an
+    input that is missing, holds nothing or may not be read, and for a Parquet file without the column
+    `key`."""
 
     def __init__(
         self, inputs: Sequence[Path], key: str = "text", text_suffixes: Sequence[str] | None = None
     ) -> None:
         self.key = key
         self._suffixes = None if text_suffixes is None else tuple(s.lower() for s in text_suffixes)
+        self._folders = [path for path in map(Path, inputs) if path.is_dir()]
         self._inputs = [found for path in inputs for found in self._expand(Path(path))]
         self._hashes: list[tuple[Input, str]] = []
         self.read_bytes = 0
@@ -333,6 +350,23 @@ class Corpus:
     def files(self) -> int:
         """Number of input files."""
         return len(self._inputs)
+
+    def folder_that_reads(self, path: Path) -> Path | None:
+        """The --input folder of whose documents a file at `path` would be one, if any."""
+        target = path.parent.resolve() / path.name
+        for folder in self._folders:
+            if folder.resolve() in target.parents:
+                *parents, name = target.relative_to(folder.resolve()).parts
+                if all(map(_is_entered, parents)) and self._is_read(name):
+                    return folder
+        return None
+
+    def _is_read(self, name: str) -> bool:
+        """Whether a file of this name in a folder is read."""
+        if name.startswith("."):
+            return False
+        is_text = _format_of(Path(name), in_folder=True) == "text"
+        return not is_text or self._suffixes is None or name.lower().endswith(self._suffixes)
 
     def chunks(self) -> Iterator[Chunk]:
         """The corpus in stretches of about 1 MB of text; call it once."""
@@ -365,21 +399,16 @@ class Corpus:
             yield Input.at(path, _format_of(path, in_folder=False), None)
             return
         if not path.is_dir():
-            raise UserError(f"--input {path}: does not exist; give a file or a folder")
+            what = "is not a file or folder but a pipe or device" if path.exists() else "does not exist"
+            raise UserError(f"--input {path}: {what}; give a file or a folder")
         found_any = False
         for folder, names, files in os.walk(path):
-            names[:] = sorted(name for name in names if not name.startswith(".") and name != "__pycache__")
+            names[:] = sorted(filter(_is_entered, names))
             for name in sorted(files):
                 file = Path(folder, name)
-                if name.startswith(".") or not file.is_file():
+                if not self._is_read(name) or not file.is_file():
                     continue
                 kind = _format_of(file, in_folder=True)
-                if (
-                    kind == "text"
-                    and self._suffixes is not None
-                    and not name.lower().endswith(self._suffixes)
-                ):
-                    continue
                 found_any = True
                 yield Input.at(file, kind, path if kind == "text" else None)
         if not found_any:
@@ -533,16 +562,48 @@ def parquet_chunks(
         table = pyarrow.parquet.ParquetFile(found.path)
         _check_column(found.path, key, table.schema_arrow)
         rows = max(1, table.metadata.num_rows)
-        for batch in table.iter_batches(batch_size=256, columns=[key], row_groups=row_groups):
-            texts = batch.column(0).to_pylist()
-            yield ParquetRows(file, row, key, texts), found.size * len(texts) // rows
-            row += len(texts)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})"), 0
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        yield BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]})"), 0
+        for group in range(table.metadata.num_row_groups) if row_groups is None else row_groups:
+            end = row + table.metadata.row_group(group).num_rows
+            try:
+                for batch in table.iter_batches(batch_size=256, columns=[key], row_groups=[group]):
+                    texts = _texts_of(batch.column(0))
+                    yield ParquetRows(file, row, key, texts), found.size * len(texts) // rows
+                    row += len(texts)
+            except (pyarrow.ArrowException, OSError) as error:
+                # The other row groups can be read.
+                yield _damaged_parquet(file, row, error, f"; {end - row} rows from here on are lost"), 0
+            row = end
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        yield _damaged_parquet(file, row, error), 0
+
+
+def _texts_of(column: Any) -> list[str | bytes | None]:
+    """The values of a column of text; bytes in place of what is not UTF-8."""
+    import pyarrow
+
+    try:
+        texts: list[str | bytes | None] = column.to_pylist()
+        return texts
+    except UnicodeDecodeError:
+        is_large = pyarrow.types.is_large_string(column.type)
+        values = column.view(pyarrow.large_binary() if is_large else pyarrow.binary()).to_pylist()
+        return [None if value is None else _decoded(value) for value in values]
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def _damaged_parquet(file: str, row: int, error: Exception, more: str = "") -> BrokenFile:
+    """Raises:
+    OSError: it is one of the system, and not of the data.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return BrokenFile(f"{file}:{row}", f"is damaged Parquet data ({str(error).splitlines()[0]}){more}")
 
 
 def _check_column(path: Path, key: str, schema: object) -> None:

@@ -14,8 +14,10 @@ _RANKS = (
     ("RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+# SLURM numbers the steps that are not srun's (the batch script's among them) down from here.
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _told(environment: Mapping[str, str]) -> Share:
     if not found:
         raise UserError(
             "--share auto: neither a SLURM array (SLURM_ARRAY_TASK_ID) nor ranks (RANK and WORLD_SIZE of "
-            "deepy.py, or those of MPI or srun) are here; write --share i/N"
+            "deepy.py, or those of MPI or srun) are here; write --share i/N, or start the command with srun"
         )
     whole = Share(reason="")
     for share in found:
@@ -88,12 +90,19 @@ def _array(environment: Mapping[str, str]) -> Share | None:
 
 def _rank(environment: Mapping[str, str]) -> Share | None:
     for rank, size in _RANKS:
-        if rank in environment and size in environment:
+        if rank in environment and size in environment and (rank != "SLURM_PROCID" or _in_srun(environment)):
             number, count = environment[rank], environment[size]
             if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
                 raise UserError(f"--share auto: {rank}={number} and {size}={count} make no sense; write i/N")
             return Share(int(number), int(count), f"{rank}={number}")
     return None
+
+
+def _in_srun(environment: Mapping[str, str]) -> bool:
+    """Whether srun has started this process. In a batch script SLURM_PROCID is 0, and the tasks that srun
+    would start are not there."""
+    step = environment.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
 
 
 def _mpi() -> Share:

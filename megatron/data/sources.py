@@ -51,6 +51,11 @@ class Source:
                 f"{mask.prefix}: is the loss mask of {self.file.prefix}, but its documents have other "
                 "lengths; copy both again, or tokenise again"
             )
+        if sidecar.pair and (mask.sidecar is None or mask.sidecar.pair != sidecar.pair):
+            raise UserError(
+                f"{mask.prefix}: is not the loss mask that was written with {self.file.prefix} (their .json "
+                "have other values of pair); copy all six files again, or tokenise again"
+            )
         return mask
 
     @cached_property

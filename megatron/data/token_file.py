@@ -12,7 +12,8 @@ from).
 
 All three files appear together or not at all. They are written to `P.*.partial`; a file `P.commit` then says
 that they are complete, and they are renamed. Who opens P after a kill between two of the renames does the
-rest of them."""
+rest of them. Two token files that only make sense together (ids and their loss mask) are committed by the one
+`P.commit`; a file `P.with`, written before it, names the other."""
 
 from __future__ import annotations
 
@@ -88,6 +89,10 @@ class Provenance(BaseModel):
     sources: list[SourceRecord]
     loss_mask: str = ""
     """Name of the token file beside this one that has a 1 for each token in the loss, 0 for the others."""
+    pair: str = ""
+    """SHA-256 over ids and loss mask, in the sidecars of both: one of other data is known by it."""
+    form: str = ""
+    """SHA-256 over the keys and the template that examples with answers were written with."""
     engine: str = ""
     checked_documents: int = 0
     reference_documents: int = 0
@@ -101,6 +106,14 @@ class Sidecar(Provenance):
     tokens: int
     dtype: str
     bin_bytes: int
+
+
+class BeingWritten(UserError):
+    """Another process writes the prefix."""
+
+
+class AlreadyThere(UserError):
+    """There is an output, and it is not to be replaced."""
 
 
 @contextlib.contextmanager
@@ -141,7 +154,8 @@ def _exclusive(prefix: Path) -> Iterator[None]:
             pass
         except BlockingIOError:
             os.close(descriptor)
-            raise UserError(f"{prefix}: another process is writing it; wait for that one to end") from None
+            reason = "another process is writing it; wait for that one to end"
+            raise BeingWritten(f"{prefix}: {reason}") from None
         except BaseException:
             os.close(descriptor)
             raise
@@ -155,14 +169,25 @@ def _exclusive(prefix: Path) -> Iterator[None]:
 
 
 def _rename_all(prefix: Path) -> None:
-    """The renames that make a complete set of partial files the token file. May be repeated after a kill."""
-    for suffix in _SUFFIXES:
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(_sibling(prefix, suffix + ".partial"), _sibling(prefix, suffix))
+    """The renames that make a complete set of partial files the token file, and of the one that goes with it.
+    May be repeated after a kill.
+    """
+    for one in (*_companion(prefix), prefix):
+        for suffix in _SUFFIXES:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(_sibling(one, suffix + ".partial"), _sibling(one, suffix))
     sync(prefix.parent)
-    for suffix in (".resume", ".commit"):
+    for suffix in (".resume", ".with", ".commit"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_sibling(prefix, suffix))
+
+
+def _companion(prefix: Path) -> list[Path]:
+    """The prefix that `P.with` names, if any."""
+    try:
+        return [prefix.with_name(os.fsdecode(_sibling(prefix, ".with").read_bytes()))]
+    except FileNotFoundError:
+        return []
 
 
 class TokenFileWriter:
@@ -210,7 +235,7 @@ class TokenFileWriter:
                     _rename_all(self.prefix)
                 existing = [path for s in _SUFFIXES if (path := _sibling(self.prefix, s)).exists()]
                 if existing and not self._overwrite:
-                    raise UserError(
+                    raise AlreadyThere(
                         f"{existing[0]}: exists; pass --overwrite to replace it, or choose another prefix"
                     )
                 self._bin = self._open_partial()
@@ -221,6 +246,8 @@ class TokenFileWriter:
 
     def _open_partial(self) -> IO[bytes]:
         path, resume = _sibling(self.prefix, ".bin.partial"), _sibling(self.prefix, ".resume")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_sibling(self.prefix, ".with"))  # of a writer that was killed before it could commit
         self.kept_bytes = self._bytes_to_keep(resume, path) if self._resume_key is not None else 0
         if self.kept_bytes == 0:
             with contextlib.suppress(FileNotFoundError):
@@ -248,7 +275,7 @@ class TokenFileWriter:
             self._held.close()
 
     def _discard(self) -> None:
-        for suffix in (*(suffix + ".partial" for suffix in _SUFFIXES), ".resume"):
+        for suffix in (*(suffix + ".partial" for suffix in _SUFFIXES), ".resume", ".with"):
             with contextlib.suppress(OSError):
                 os.unlink(_sibling(self.prefix, suffix))
 
@@ -280,9 +307,12 @@ class TokenFileWriter:
         self.documents += len(lengths_D)
         self.tokens += len(tokens_T)
 
-    def add_file(self, part: TokenFile) -> None:
+    def add_file(self, part: TokenFile, is_checked: bool = True) -> None:
         """Add all documents of another token file of the same vocabulary and type of ids; its bytes are
-        copied.
+        copied. Its ids are looked through unless they are `is_checked` already.
+
+        Raises:
+            UserError: an id is outside the vocabulary.
         """
         assert self._bin is not None, "add_file outside the with block"
         if part.dtype != self.dtype or not part.is_end_to_end():
@@ -295,6 +325,8 @@ class TokenFileWriter:
             while position < end:
                 step = min(end - position, _COPIED_BYTES)
                 _copy_bytes(source, position - begin, self._bin, step)
+                if not is_checked:  # now, while the bytes are in memory
+                    part.check_ids(self.vocab_size, position - begin, step)
                 position += step
                 self._mark_kept(position)
         self._lengths.append(part.lengths_D)
@@ -311,9 +343,11 @@ class TokenFileWriter:
             partial.write_text(f"{self._resume_key} {position}\n", encoding="utf-8")
             os.replace(partial, path)
 
-    def finalize(self, provenance: Provenance) -> Sidecar:
-        """Write index and sidecar, and put all three files in place; returns what the sidecar says."""
-        assert self._bin is not None, "finalize outside the with block, or twice"
+    def complete(self, provenance: Provenance) -> Sidecar:
+        """Write index and sidecar, and bring all to the disk; returns what the sidecar says. The files take
+        their names with those of the writer whose `finalize` is given this one.
+        """
+        assert self._bin is not None, "complete outside the with block, or twice"
         if not self.documents and not self._may_be_empty:
             raise UserError(
                 f"{self.prefix}: no document has any token, so there is nothing to write; check --input"
@@ -331,7 +365,23 @@ class TokenFileWriter:
             self._write(".idx", self._index_parts())
             self._write(".json", [sidecar.model_dump_json(indent=1).encode("utf-8") + b"\n"])
             self._bin.close()
+        return sidecar
+
+    def finalize(self, provenance: Provenance, companion: TokenFileWriter | None = None) -> Sidecar:
+        """Complete the files and put all three in place, and those of a completed companion in the same
+        folder with them: all or none. Returns what the sidecar says.
+        """
+        sidecar = self.complete(provenance)
+        with _write_errors(self.prefix):
+            if companion is not None:
+                assert companion.prefix.parent == self.prefix.parent
+                with open(_sibling(self.prefix, ".with"), "wb") as file:  # nobody reads it before the commit
+                    file.write(os.fsencode(companion.prefix.name))
+                    file.flush()
+                    os.fsync(file.fileno())
             self._write_commit()
+        if companion is not None:
+            companion._bin = None
         self._bin = None  # from here on the new files count: nothing is discarded any more
         try:
             _rename_all(self.prefix)
@@ -423,6 +473,22 @@ class TokenFile:
             count=int(self.lengths_D[number]),
             offset=int(self.pointers_D[number]),
         )
+
+    def check_ids(self, vocab_size: int, begin: int, count: int) -> None:
+        """Look through `count` bytes of ids from the byte `begin` on.
+
+        Raises:
+            UserError: one is outside the vocabulary.
+        """
+        size, dtype = self.dtype.itemsize, self.dtype.newbyteorder("<")
+        path = _sibling(self.prefix, ".bin")
+        ids = np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(count // size,))
+        for bad in (int(ids.min()), int(ids.max())):
+            if not 0 <= bad < vocab_size:
+                raise UserError(
+                    f"{path}: holds id {bad}, which its tokenizer with {vocab_size} ids does not have, so "
+                    "it is damaged; copy it again, or tokenise again"
+                )
 
     def is_end_to_end(self) -> bool:
         """Whether the documents follow each other in the order of their numbers, from the beginning on."""

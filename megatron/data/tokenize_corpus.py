@@ -8,6 +8,7 @@ of processes, nodes and interruptions. Memory is bounded by a chunk of text a pr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -27,6 +28,8 @@ from megatron.data.parts import Plan, ReadChunk, Stretches, Task, key_of, unread
 from megatron.data.readers import Broken, Corpus, Input, source_records
 from megatron.data.shares import Share
 from megatron.data.token_file import (
+    AlreadyThere,
+    BeingWritten,
     Provenance,
     Sidecar,
     TokenFile,
@@ -375,10 +378,7 @@ class _Run:
             UserError: among others, for a process that was killed.
         """
         share = self.wish.share
-        tasks: list[Task | Hashes] = [
-            *_hash_tasks(self.plan),
-            *self.plan.tasks(self.wish.workers * share.count),
-        ]
+        tasks = _without_repeats([*_hash_tasks(self.plan), *self.plan.tasks(self.wish.workers * share.count)])
         try:
             parts_folder(self.prefix).mkdir(parents=True, exist_ok=True)
             return self._make(tasks[share.number :: share.count])
@@ -395,6 +395,8 @@ class _Run:
 
     def _make(self, tasks: list[Task | Hashes]) -> Settings:
         recipe = plan_engine(self.tokenizer, self.wish.allow_fast)
+        if self.wish.share.count > 1:
+            self._agree_with_other_shares(recipe)
         refused = parts_folder(self.prefix) / f"{self._settings(recipe).settings_key}.refused"
         if refused.exists():
             recipe = replace(library_recipe(self.tokenizer), reason=refused.read_text(encoding="utf-8"))
@@ -410,6 +412,50 @@ class _Run:
                 reason = f"{engine_name(recipe)} gave other ids ({mismatch}); all is tokenised again"
                 write_whole(refused, reason)
                 recipe = replace(library_recipe(self.tokenizer), reason=reason)
+
+    def _agree_with_other_shares(self, recipe: Recipe) -> None:
+        """Leave a note of how this share is done beside those of the others.
+
+        Raises:
+            UserError: another share of as many is done in another way, so that they never come together.
+        """
+        share, folder = self.wish.share, parts_folder(self.prefix)
+        is_compressed = any(isinstance(entry, Stretches) for entry in self.plan.entries)
+        options: dict[str, object] = {
+            "tokenizer": f"{self.tokenizer.name} {self.tokenizer.fingerprint[:12]}",
+            "end of document": self.tokenizer.eod_id if self.wish.append_eod else None,
+            "--on-bad-line skip": self.wish.skip_broken,
+            "--engine": engine_name(recipe),
+            "--workers": self.wish.workers if is_compressed else None,  # they share out compressed files
+            "inputs": key_of(self.corpus.inputs, self.corpus.key)[:12],
+        }
+        own = folder / f"{share.number}-of-{share.count}.share"
+        self._compare_shares(options, own)
+        write_whole(own, json.dumps(options))
+        try:
+            self._compare_shares(options, own)  # with those that have started at the same time
+        except UserError:
+            own.unlink(missing_ok=True)
+            raise
+
+    def _compare_shares(self, options: dict[str, object], own: Path) -> None:
+        for other in sorted(own.parent.glob(f"*-of-{self.wish.share.count}.share")):
+            try:
+                theirs = json.loads(other.read_text(encoding="utf-8")) if other != own else options
+            except FileNotFoundError:  # it has just been withdrawn
+                continue
+            differing = [
+                f"{name} {theirs.get(name)} (here {value})"
+                for name, value in options.items()
+                if theirs.get(name) != value
+            ]
+            if differing:
+                number = other.name.split("-")[0]
+                raise UserError(
+                    f"--share {self.wish.share.number}/{self.wish.share.count}: share {number} was started "
+                    f"with {', '.join(differing)}, so that the shares would never come together; start all "
+                    f"with the same options, or delete {own.parent} to begin anew"
+                )
 
     def _settings(self, recipe: Recipe) -> Settings:
         return Settings.of(self.tokenizer, self.wish, recipe, parts_folder(self.prefix))
@@ -434,14 +480,15 @@ class _Run:
             raise UserError(f"{existing}: exists; pass --overwrite to replace it, or choose another prefix")
         settings = self.make_parts()
         done = f"{self.wish.share} ({self.wish.share.reason}): {self.documents:,} documents are tokenised"
-        try:
+        # Where another share is putting them together, or has done so, this one has no more to do.
+        with contextlib.suppress(BeingWritten, AlreadyThere):
             if self._is_complete(settings):
                 with TokenFileWriter(self.prefix, self.tokenizer.vocab_size, self.wish.overwrite) as writer:
-                    if self._is_complete(settings):  # nobody else has put them together meanwhile
-                        return self.put_together(settings, writer)
-        except UserError:
-            if self._is_complete(settings) and not existing.exists():
-                raise
+                    if self._is_complete(settings):
+                        sidecar = self.put_together(settings, writer)
+                        # Here, so that who has waited for the lock finds nothing to put together.
+                        shutil.rmtree(parts_folder(self.prefix), ignore_errors=True)
+                        return sidecar
         self.progress.say(
             f"{done}; the share that ends last puts all together. Should one have failed, start it again, or "
             "the same command without --share"
@@ -494,6 +541,19 @@ class _Run:
             self.progress.say("skipped: more broken lines, only counted from here on")
 
 
+def check_output(corpus: Corpus, prefix: Path) -> None:
+    """Raises:
+    UserError: what is written at `prefix` would be read as documents of the corpus, now or the next time.
+    """
+    for name in (f"{prefix.name}.bin", f"{prefix.name}.json", f"{parts_folder(prefix).name}/part.json"):
+        folder = corpus.folder_that_reads(prefix.parent / name)
+        if folder is not None:
+            raise UserError(
+                f"--output-prefix: {prefix} lies in the --input folder {folder}, whose files are all read, "
+                "these too; write into another folder, or name the files to read with --text-suffixes"
+            )
+
+
 def parts_folder(prefix: Path) -> Path:
     """Where the parts of the token file `prefix` lie until they are put together."""
     return prefix.with_name(prefix.name + ".parts")
@@ -508,13 +568,14 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
     Errors: `UserError` for a broken line (unless `skip_broken`), a corpus without a token, an existing output
     of something else (unless `overwrite`), a disk that refuses, and a process that dies. After any of them,
     `prefix` is as it was before, and parts that are done are kept for the next time."""
+    check_output(corpus, prefix)
     progress = Progress(corpus.total_bytes // wish.share.count, wish.log_interval_seconds)
     expected = (UserError, Mismatch)
     with Workers[Settings, Task | Hashes, Advance](wish.workers, _PartMaker, expected) as processes:
         tokenizer = wish.spec.build()
-        if not wish.overwrite and (made := _made_before(corpus, prefix, tokenizer, wish)) is not None:
+        if not wish.overwrite and (made := made_before(corpus, prefix, tokenizer, wish)) is not None:
             shutil.rmtree(parts_folder(prefix), ignore_errors=True)
-            progress.say(f"{prefix}: is there, of these inputs and this tokenizer; nothing to do")
+            say_made(progress, prefix)
             return made
         run = _Run(corpus, prefix, tokenizer, wish, processes, progress)
         if wish.share.count == 1:
@@ -530,15 +591,20 @@ def tokenize_corpus(corpus: Corpus, prefix: Path, wish: Wish) -> Sidecar | None:
     return sidecar
 
 
-def _made_before(corpus: Corpus, prefix: Path, tokenizer: Tokenizer, wish: Wish) -> Sidecar | None:
+def made_before(
+    corpus: Corpus, prefix: Path, tokenizer: Tokenizer, wish: Wish, form: str = ""
+) -> Sidecar | None:
     """The sidecar of a whole output of the same wish, as a job leaves it that is killed or started again when
-    all is done. Inputs are compared by SHA-256, and read for it only where their sizes are the same.
+    all is done. Inputs are compared by SHA-256, and read for it only where their sizes are the same. `form`
+    is that of examples with answers.
     """
     try:
         made = TokenFile.open(prefix).sidecar
     except UserError:
         return None
-    if made is None or made.loss_mask or (made.broken_lines and not wish.skip_broken):
+    if made is None or bool(made.loss_mask) != bool(form) or made.form != form:
+        return None
+    if made.broken_lines and not wish.skip_broken:
         return None
     sizes = [(record.path, record.files, record.bytes) for record in made.sources]
     unread = source_records([(found, "") for found in corpus.inputs])
@@ -566,6 +632,20 @@ def _hash_tasks(plan: Plan) -> list[Hashes]:
     return [*tasks, Hashes(tuple(group))] if group else tasks
 
 
+def _without_repeats(tasks: list[Task | Hashes]) -> list[Task | Hashes]:
+    """Each once, in their order: an input that is given twice is tokenised once."""
+    once: dict[object, Task | Hashes] = {}
+    for task in tasks:
+        if isinstance(task, Hashes):
+            key: object = ("hashes", key_of(task.files))
+        elif isinstance(task, Stretches):
+            key = (task.file_key, task.residue, task.modulus)
+        else:
+            key = task.key
+        once.setdefault(key, task)
+    return list(once.values())
+
+
 def part_keys(plan: Plan, settings: Settings) -> Iterator[str]:
     """The keys of all parts, in the order of the corpus.
 
@@ -578,6 +658,11 @@ def part_keys(plan: Plan, settings: Settings) -> Iterator[str]:
                 yield entry.key(number)
         else:
             yield entry.key
+
+
+def say_made(progress: Progress, prefix: Path) -> None:
+    """That a former command has done all."""
+    progress.say(f"{prefix}: is there, of these inputs and this tokenizer; nothing to do")
 
 
 def say_result(progress: Progress, prefix: Path, sidecar: Sidecar) -> None:

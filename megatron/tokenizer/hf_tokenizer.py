@@ -52,6 +52,20 @@ def _special_tokens(definition: dict[str, Any]) -> list[str]:
     return [str(token["content"]) for token in added if token.get("special")]
 
 
+def special_tokens(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The texts of special tokens such as `eos_token`, as the files of a Hugging Face tokenizer name them."""
+    configs = [_read_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    found: dict[str, str] = {}
+    for name in names:
+        for config in configs:
+            value = config.get(name)
+            if isinstance(value, dict):  # an AddedToken
+                value = value.get("content")
+            if isinstance(value, str):
+                found.setdefault(name, value)
+    return found
+
+
 class HuggingFaceTokenizer:
     """A `tokenizer.json`. As in transformers, the text of a special token is that token."""
 
@@ -74,6 +88,8 @@ class HuggingFaceTokenizer:
             ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # What it adds is never asked for, and that of byte-level models takes white space out of the places.
+        self._tokenizer.post_processor = None
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise UserError(f"vocab_file={tokenizer_file}: has no tokens; give a trained tokenizer.json")
@@ -123,6 +139,12 @@ class HuggingFaceTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without the tokens a post-processor adds."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of one text, and the characters of it that each stands for: the bytes of a character all
+        have its place."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(encoding.ids), list(encoding.offsets)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, in their order."""

@@ -36,6 +36,12 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """The ids of one text."""
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of one text, and the characters `begin` to `end` of it that each stands for.
+
+        The ids of the bytes of one character may all have its place, or a place of no characters before or
+        after it."""
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, in their order."""
 

@@ -75,6 +75,12 @@ class SentencePieceTokenizer:
         """The ids of one text; a text in UTF-8 only (no lone surrogates)."""
         return cast("list[int]", self._processor.EncodeAsIds(text))
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of one text, and the characters of it that each stands for. A space that the model puts in
+        front has no characters, and of the bytes of a character only the last has it."""
+        found = self._processor.Encode(text, return_type="offset_mapping")
+        return found["ids"], found["offsets"]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of several texts, on one thread: processes are what runs beside each other here."""
         return cast("list[list[int]]", self._processor.Encode(list(texts), out_type=int, num_threads=1))

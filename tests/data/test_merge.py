@@ -86,6 +86,22 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("all*"))
 
 
+@pytest.mark.parametrize("vocab_size", [1000, 70_000])
+def test_ids_outside_the_vocabulary_are_not_merged(tmp_path: Path, vocab_size: int) -> None:
+    inputs = [
+        write_documents(tmp_path / f"{n}", random_documents(n, 50), numbers(vocab_size)) for n in range(2)
+    ]
+    merge_token_files(inputs, tmp_path / "whole")
+    data = bytearray((tmp_path / "1.bin").read_bytes())
+    data[-1] = 0x7F if vocab_size == 1000 else 0xFF
+    (tmp_path / "1.bin").write_bytes(data)
+    with pytest.raises(
+        UserError, match=rf"1\.bin: holds id -?\d+, which its tokenizer with {vocab_size} ids"
+    ):
+        merge_token_files(inputs, tmp_path / "all")
+    assert not list(tmp_path.glob("all*"))
+
+
 def test_an_interrupted_merge_copies_no_byte_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [write_documents(tmp_path / f"{n}", random_documents(n, 50)) for n in range(4)]
     merge_token_files(inputs, tmp_path / "whole")

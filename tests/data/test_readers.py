@@ -242,6 +242,43 @@ def test_parquet_rows_without_text_are_broken(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_of_parquet_only_the_row_that_is_not_utf8_is_lost(tmp_path: Path, kind: pyarrow.DataType) -> None:
+    values: list[bytes | None] = [b"good %d" % number for number in range(900)]
+    values[300], values[700] = b"bad \xff\xfe", None
+    array = pyarrow.array(
+        values, pyarrow.large_binary() if kind == pyarrow.large_string() else pyarrow.binary()
+    )
+    column = pyarrow.Array.from_buffers(kind, len(array), array.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "c.parquet", row_group_size=400)
+    records = list(read_documents([tmp_path / "c.parquet"]))
+    assert [record.where for record in records] == [f"{tmp_path}/c.parquet:{row}" for row in range(1, 901)]
+    broken = [record for record in records if isinstance(record, Broken)]
+    assert [(one.where[-3:], one.reason) for one in broken] == [
+        ("301", "'text' is not UTF-8 text"),
+        ("701", "'text' is null"),
+    ]
+
+
+def test_a_damaged_row_group_does_not_keep_the_next_from_being_read(tmp_path: Path) -> None:
+    """What is lost is said."""
+    path = tmp_path / "c.parquet"
+    table = pyarrow.table({"text": [f"text {number} " * 50 for number in range(40)]})
+    pyarrow.parquet.write_table(table, path, row_group_size=10, compression="zstd", use_dictionary=False)
+    chunk = pyarrow.parquet.read_metadata(path).row_group(1).column(0)
+    damaged = bytearray(path.read_bytes())
+    begin = chunk.data_page_offset
+    damaged[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(damaged)
+    records = list(read_documents([path]))
+    assert len(records) == 31
+    [broken] = [record for record in records if isinstance(record, Broken)]
+    assert broken.where == f"{path}:11"
+    assert "is damaged Parquet data" in broken.reason
+    assert broken.reason.endswith("; 10 rows from here on are lost")
+    assert [record.where for record in records[11:13]] == [f"{path}:21", f"{path}:22"]
+
+
 def test_parquet_without_the_column(tmp_path: Path) -> None:
     write_parquet(tmp_path / "c.parquet", ["one"], column="content")
     with pytest.raises(UserError, match=r"has no column 'text'; its columns are content, n: .* --json-key"):

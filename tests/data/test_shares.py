@@ -17,6 +17,11 @@ def array(task: int, first: int, last: int, step: int = 1, count: int | None = N
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
+def srun(rank: int, ranks: int) -> dict[str, str]:
+    values = {"PROCID": rank, "NTASKS": ranks, "STEP_ID": 0, "STEP_NUM_TASKS": ranks}
+    return {f"SLURM_{name}": str(value) for name, value in values.items()}
+
+
 @pytest.mark.parametrize(
     ("wanted", "environment", "expected"),
     [
@@ -27,7 +32,11 @@ def array(task: int, first: int, last: int, step: int = 1, count: int | None = N
         ("auto", {"RANK": "3", "WORLD_SIZE": "4"}, (3, 4)),
         ("auto", {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, (0, 2)),
         ("auto", {"PMI_RANK": "1", "PMI_SIZE": "2"}, (1, 2)),
-        ("auto", {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (1, 2)),
+        ("auto", srun(1, 2), (1, 2)),
+        ("auto", array(1, 0, 1) | srun(3, 4), (7, 8)),
+        # In the batch script of a task of an array, before any srun.
+        ("auto", array(1, 0, 1) | {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (1, 2)),
+        ("auto", array(1, 0, 1) | srun(0, 4) | {"SLURM_STEP_ID": "4294967291"}, (1, 2)),
         ("auto", array(1, 0, 2) | {"RANK": "1", "WORLD_SIZE": "2"}, (3, 6)),
     ],
 )
@@ -51,6 +60,7 @@ def test_an_array_of_ranks_is_shared_out_completely() -> None:
         ("5/5", {}, "is no share; write i/N"),
         ("1", {}, "is no share"),
         ("auto", {}, "neither a SLURM array .* nor ranks"),
+        ("auto", {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, "neither .* start the command with srun"),
         ("auto", array(3, 1, 9, count=2), "not evenly numbered"),
         ("auto", {"SLURM_ARRAY_TASK_ID": "1"}, "not evenly numbered"),
         ("auto", {"RANK": "2", "WORLD_SIZE": "2"}, "make no sense"),

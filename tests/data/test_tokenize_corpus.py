@@ -51,6 +51,7 @@ class InThisProcess:
 
 
 def write_corpus(folder: Path) -> list[str]:
+    folder.mkdir()
     texts = ["", *python_texts()[:20], "the needle " * 3, *latex_texts()]
     for number, text in enumerate(texts):
         (folder / f"{number:02}.jsonl").write_text(json.dumps({"text": text}) + "\n")
@@ -60,7 +61,7 @@ def write_corpus(folder: Path) -> list[str]:
 def test_another_id_in_the_middle_makes_all_the_librarys(
     tmp_path: Path, spec: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = write_corpus(tmp_path)
+    texts = write_corpus(tmp_path / "in")
     encode = FastEngine.encode
 
     def wrong_at_the_needle(self: FastEngine, text: str) -> fast.Ids:
@@ -68,7 +69,7 @@ def test_another_id_in_the_middle_makes_all_the_librarys(
 
     monkeypatch.setattr(FastEngine, "encode", wrong_at_the_needle)
     monkeypatch.setattr(module, "Workers", InThisProcess)
-    sidecar = tokenize_corpus(Corpus([tmp_path]), tmp_path / "out", Wish(spec, append_eod=True))
+    sidecar = tokenize_corpus(Corpus([tmp_path / "in"]), tmp_path / "out", Wish(spec, append_eod=True))
     assert sidecar is not None
     shown = capsys.readouterr().err
     assert "gave other ids (from token" in shown
@@ -84,7 +85,7 @@ def test_another_id_in_the_middle_makes_all_the_librarys(
 def test_a_refused_engine_is_remembered_by_a_run_that_goes_on(
     tmp_path: Path, spec: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_corpus(tmp_path)
+    write_corpus(tmp_path / "in")
     calls: list[str] = []
 
     def do(run: object, settings: Settings, tasks: object) -> None:
@@ -97,7 +98,7 @@ def test_a_refused_engine_is_remembered_by_a_run_that_goes_on(
     monkeypatch.setattr(module, "Workers", InThisProcess)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            tokenize_corpus(Corpus([tmp_path]), tmp_path / "out", Wish(spec, append_eod=True))
+            tokenize_corpus(Corpus([tmp_path / "in"]), tmp_path / "out", Wish(spec, append_eod=True))
     assert calls == ["gigatoken", "sentencepiece", "sentencepiece"]
     assert capsys.readouterr().err.count("somewhere") == 2
 

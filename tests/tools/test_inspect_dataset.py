@@ -120,3 +120,25 @@ def test_what_is_refused(
             inspect_dataset.main()
         assert left.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_ids_that_the_tokenizer_does_not_have(folder: Path, tmp_path: Path) -> None:
+    for suffix in (".idx", ".json"):
+        (tmp_path / f"d{suffix}").write_bytes((folder / f"c{suffix}").read_bytes())
+    (tmp_path / "d.bin").write_bytes(b"\xff" * (folder / "c.bin").stat().st_size)
+    done = inspect(tmp_path / "d", "--document", 1, "--vocab-file", folder / "tokenizer.model")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "d: holds id 65535, which the tokenizer with 800 ids does not have" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough(folder: Path) -> None:
+    """As `head -1`: the pipe is closed before anything is written."""
+    process = subprocess.Popen(
+        [*COMMAND, str(folder / "c")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    shown = process.stderr.read()
+    assert process.wait(200) == 141
+    assert shown == ""

@@ -190,6 +190,7 @@ def test_what_is_refused_before_any_work(tmp_path: Path, model: Path) -> None:
     )
     assert "cannot be written" in fail(arguments(model, good / "out", good))
     assert "has no name" in fail(arguments(model, Path("/"), good))
+    assert "is not a file or folder but a pipe" in fail(arguments(model, tmp_path / "o", Path("/dev/null")))
     succeed(arguments(model, tmp_path / "out", good))
     other = write_lines(tmp_path / "other.jsonl", ["good"])
     assert "exists; pass --overwrite" in fail(arguments(model, tmp_path / "out", other))
@@ -214,6 +215,48 @@ def test_a_finished_job_that_is_started_again_does_nothing(tmp_path: Path, model
     write_lines(source, ["one", "owt"])  # of the same size
     assert "exists; pass --overwrite" in fail(command)
     assert files_of(tmp_path / "out") == made
+
+
+def test_an_output_inside_an_input_folder(tmp_path: Path, model: Path) -> None:
+    """Or the command would read what it writes, the next time or at once."""
+    corpus = tmp_path / "c"
+    (corpus / "sub").mkdir(parents=True)
+    (corpus / "a.tex").write_text("text")
+    (tmp_path / "link").symlink_to(corpus)
+    for source, prefix in (
+        (corpus, corpus / "p"),
+        (corpus, corpus / "sub" / "p"),
+        (corpus, tmp_path / "link" / "p"),
+        (tmp_path / "link", corpus / "p"),
+    ):
+        assert f"lies in the --input folder {source}" in fail(arguments(model, prefix, source))
+    assert sorted(path.name for path in corpus.rglob("*")) == ["a.tex", "sub"]
+    chat = [*arguments(model, corpus / "p", corpus), "--prompt-key", "q"]
+    assert "lies in" in fail(chat) or "are read from .jsonl" in fail(chat)
+    expected = ids_of(model, ["text"], [2])
+    for folder in (".hidden", "own"):
+        command = arguments(model, corpus / folder / "p", corpus)
+        if folder == "own":
+            command += ["--text-suffixes", ".tex"]
+        succeed(command)
+        assert ids_on_disk(corpus / folder / "p_text_document") == expected
+        assert "nothing to do" in succeed(command)
+
+
+def test_names_that_are_not_utf8_and_keys_with_a_slash(tmp_path: Path, model: Path) -> None:
+    name = os.fsdecode(b"bad\xff.jsonl")
+    (tmp_path / name).write_text('{"meta/text": "hello"}\n')
+    command = [*arguments(model, tmp_path / "out", tmp_path / name), "--json-key", "meta/text"]
+    succeed(command)
+    assert ids_on_disk(tmp_path / "out_meta_text_document") == ids_of(model, ["hello"], [2])
+    sidecar = TokenFile.open(tmp_path / "out_meta_text_document").sidecar
+    assert sidecar is not None
+    assert sidecar.sources[0].path == f"{tmp_path}/bad\\xff.jsonl"
+    assert "nothing to do" in succeed(command)
+    assert "must be UTF-8" in fail(arguments(model, tmp_path / os.fsdecode(b"o\xff"), tmp_path / name))
+    (tmp_path / "chat.jsonl").write_text('{"a/b": [{"role": "assistant", "content": "x"}]}\n')
+    succeed([*arguments(model, tmp_path / "out", tmp_path / "chat.jsonl"), "--chat-key", "a/b"])
+    assert (tmp_path / "out_a_b_document_loss_mask.bin").exists()
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'])
@@ -444,6 +487,60 @@ def test_shares_fill_one_folder_and_the_last_puts_all_together(tmp_path: Path, m
     write_lines(source / "more.jsonl", ["other"])
     assert "exists; pass --overwrite" in fail([*whole, "--share", "0/2"])
     assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def test_a_share_that_cannot_put_all_together_fails(tmp_path: Path, model: Path) -> None:
+    """Not only where there is no former output."""
+    source, out = write_files(tmp_path / "in", 6), tmp_path / "out"
+    succeed(arguments(model, tmp_path / "whole" / "p", source))
+    whole = files_of(tmp_path / "whole")
+    limit = len(whole["p_text_document.bin"]) - 100
+    succeed(arguments(model, out / "p", write_lines(tmp_path / "old.jsonl", ["old"])))
+    before = files_of(out)
+    command = [*arguments(model, out / "p", source), "--overwrite", "--share"]
+    succeed([*command, "0/2"])
+    message = fail(
+        [*command, "1/2"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert "File too large" in message
+    assert "puts all together" not in message
+    assert files_of(out) == before
+    succeed([*command, "1/2"])
+    assert files_of(out) == whole
+
+
+def test_shares_of_different_options_are_told(tmp_path: Path, model: Path) -> None:
+    source, out = write_files(tmp_path / "in", 4), tmp_path / "out"
+    command = arguments(model, out / "p", source)
+    succeed([*command, "--share", "0/2"])
+    more = write_lines(tmp_path / "more.jsonl", ["x"])
+    for changed, words in (
+        ([*command, "--eod-token", "unk0"], r"share 0 was started with end of document 2 \(here 0\),"),
+        (arguments(model, out / "p", source, eod=False), r"end of document 2 \(here None\)"),
+        (arguments(model, out / "p", source, workers=2), r"--workers 1 \(here 2\)"),
+        ([*command, "--on-bad-line", "skip"], r"--on-bad-line skip False \(here True\)"),
+        ([*command, "--engine", "library"], r"--engine gigatoken \S+ \(here sentencepiece \S+\)"),
+        (arguments(model, out / "p", source, more), r"inputs \w+ \(here \w+\), so that the shares"),
+    ):
+        assert re.search(words, fail([*changed, "--share", "1/2"]))
+    succeed([*command, "--share", "1/2"])
+    assert ids_on_disk(out / "p_text_document")
+    assert parts_of(out) == []
+
+
+def test_an_input_that_is_given_twice_is_read_twice(tmp_path: Path, model: Path, monkeypatch: Any) -> None:
+    """By any number of workers, under any of its names."""
+    monkeypatch.chdir(tmp_path)
+    texts = [*latex_texts()[:2], "end"]
+    lines = write_lines(tmp_path / "a.jsonl", texts)
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(lines.read_bytes()))
+    (tmp_path / "c.txt").write_text("text")
+    archive, text = Path("b.jsonl.zst"), Path("c.txt")
+    twice = [Path("a.jsonl"), lines, archive, archive.absolute(), text, text]
+    for workers in (1, 3):
+        succeed(arguments(model, tmp_path / f"out{workers}", *twice, workers=workers))
+        expected = ids_of(model, [*texts * 4, "text", "text"], [2])
+        assert ids_on_disk(tmp_path / f"out{workers}_text_document") == expected
 
 
 def test_a_tokenizer_that_gigatoken_cannot_follow(tmp_path: Path) -> None:

@@ -236,15 +236,33 @@ class ParquetShard:
                 row = sum(table.metadata.row_group(group).num_rows for group in range(self.first))
                 # Few rows at once: a page of some bytes may stand for many copies of a large text.
                 for batch in table.iter_batches(batch_size=16, row_groups=groups, use_threads=False):
-                    for record in batch.to_pylist():
+                    for record in _records_of(batch):
                         row += 1
-                        yield document_of_record(record, f"{where}:{row}", self.options)
+                        if record is None:
+                            yield Broken(f"{where}:{row}", "is not UTF-8 text")
+                        else:
+                            yield document_of_record(record, f"{where}:{row}", self.options)
         except (pyarrow.ArrowException, UnicodeDecodeError, OverflowError) as error:
             yield Broken(f"{where}:{row + 1}", f"is damaged Parquet data ({_first_line(error)})")
         except OSError as error:
             if error.errno is not None:
                 raise UserError(f"{where}: cannot be read ({error.strerror}); check the disk") from None
             yield Broken(f"{where}:{row + 1}", f"is damaged Parquet data ({_first_line(error)})")
+
+
+def _records_of(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch; None for one that is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for number in range(batch.num_rows):
+        try:
+            [record] = batch.slice(number, 1).to_pylist()
+        except UnicodeDecodeError:
+            record = None
+        yield record
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,17 @@ def test_identities_follow_what_decides_the_documents(tmp_path: Path) -> None:
     assert isinstance(shard, JsonLinesShard)
 
 
+def test_of_parquet_only_the_row_that_is_not_utf8_is_lost(tmp_path: Path) -> None:
+    texts = [*(b"good %d" % number for number in range(20)), b"bad \xff", b"last"]
+    array = pyarrow.array(texts, pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), len(array), array.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    records = read(tmp_path / "a.parquet")
+    assert len(records) == 22
+    [broken] = [record for record in records if isinstance(record, Broken)]
+    assert broken == Broken(f"{tmp_path}/a.parquet:21", "is not UTF-8 text")
+
+
 def test_parquet_columns_are_meta(tmp_path: Path) -> None:
     table = pyarrow.table(
         {"content": ["a", None], "size": [1, 2], "when": pyarrow.array([0, 1], pyarrow.timestamp("s"))}
