@@ -317,7 +317,7 @@ def test_a_corpus_that_changed_in_place_is_not_the_one_that_was_searched(
     assert "--overwrite" in fail(cleaning)
     assert not (tmp_path / "clean").exists()
     succeed([*cleaning, "--overwrite"])
-    assert json.loads((tmp_path / "clean" / "c.jsonl").read_text()) == {"text": other}
+    assert json.loads((tmp_path / "clean" / "c.jsonl").read_text())["text"] == other
 
 
 def test_a_text_under_two_corpora_is_refused(tmp_path: Path, test_set: Path) -> None:
