@@ -26,20 +26,16 @@ explorer.item = (() => {
   function problem(item, asSource) {
     if (item.statement !== undefined)
       return h("section", { class: "card", "aria-label": "Statement" }, h("h3", null, "Statement"), h("pre", { class: "code" }, item.statement),
-        item.problem ? block("prose", item.problem, asSource) : null);
+        item.problem ? block(item.problem, asSource) : null);
     return h("div", { class: "given" },
-      h("section", { class: "card problem", "aria-label": "Problem" }, h("h3", null, "Problem"), block("prose", item.problem, asSource), choices(item.choices, asSource)),
-      item.reference ? h("section", { class: "card reference", "aria-label": "Reference" }, h("h3", null, "Reference"), block("prose", item.reference, asSource)) : null);
+      h("section", { class: "card problem", "aria-label": "Problem" }, h("h3", null, "Problem"), block(item.problem, asSource), choices(item.choices, asSource)),
+      item.reference ? h("section", { class: "card reference", "aria-label": "Reference" }, h("h3", null, "Reference"), block(item.reference, asSource)) : null);
   }
 
-  function block(kind, text, asSource) {
-    const box = h("div", { class: kind, dir: "auto" });
-    explorer.samples.prose(box, text, asSource);
-    return box;
-  }
+  const block = (text, asSource) => explorer.samples.prose("prose tex", text, asSource);
 
   const choices = (choices, asSource) =>
-    choices?.length ? h("ol", { class: "choices prose" }, choices.map((choice) => h("li", { dir: "auto" }, explorer.formulas.render(String(choice), asSource)))) : null;
+    choices?.length ? h("ol", { class: "choices" }, choices.map((choice) => h("li", null, h("div", { class: "prose tex", dir: "auto" }, explorer.formulas.render(String(choice), asSource))))) : null;
 
   function run(index, item, model, column, place, act, asSource) {
     const name = index.models[model].name;
