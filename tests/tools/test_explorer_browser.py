@@ -236,7 +236,8 @@ OUTSIDE = """(() => {
       const node = document.elementFromPoint(x, y)?.closest('.katex');
       if (!node) continue;
       const box = node.closest('.tex, .row-title')?.getBoundingClientRect();
-      if (!box || x < box.left - 1 || x > box.right + 1 || y < box.top - 1 || y > box.bottom + 1) found.push([x, y]);
+      const isBeside = !box || x < box.left - 1 || x > box.right + 1;
+      if (isBeside || y < box.top - 1 || y > box.bottom + 1) found.push([x, y]);
     }
   return found;
 })()"""
@@ -244,7 +245,8 @@ OUTSIDE = """(() => {
 OVERLAPS = """(() => {
   const boxes = [...document.querySelectorAll('.item :is(.tex, .chip, button, h3, .vote-count)')];
   const rects = boxes.map((box) => box.getBoundingClientRect());
-  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  const isBefore = (a, b) => a.right <= b.left + 1 || a.bottom <= b.top + 1;
+  const meet = (a, b) => !isBefore(a, b) && !isBefore(b, a);
   return rects.flatMap((a, at) => rects.slice(at + 1).filter((b) => meet(a, b)).map((b) => [a, b]));
 })()"""
 
