@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -403,6 +404,33 @@ def test_no_width_cuts_the_page(page: Page, site: Path, width: int) -> None:
         assert page.run(
             "document.querySelector('main').scrollWidth <= document.querySelector('main').clientWidth"
         )
+
+
+def test_names_are_seen_and_no_page_long(page: Page, tmp_path: Path) -> None:
+    shared = {"problem": "p", "generation": "g", "subject": "s" * 3000}
+    lines = [
+        {**shared, "task": task, "item": item, "sample": number}
+        for task, item in ((" ", "\u200b"), ("t" * 3000, "i" * 3000))
+        for number in range(64)
+    ]
+    # The name of a file is a model's, and as long as file names are.
+    site = make(tmp_path / "page", write_lines(tmp_path / f"{'m' * 240}.jsonl", lines))
+    page.resize(500, 900)
+    open_page(page, site)
+    links = page.run("[...document.querySelectorAll('.measures .task a')].map((a) => a.textContent)")
+    assert links == ['" "', "t" * 120 + "…"]
+    assert page.run("document.querySelector('main').scrollHeight") < 1200
+    for task, item, shown in ((" ", "\u200b", ['" "', '"\u200b"']), ("t" * 3000, "i" * 3000, None)):
+        open_page(page, site, "#" + quote(task) + "/" + quote(item))
+        page.wait("document.querySelector('.item .strip')")
+        names = page.run("[...document.querySelector('.item h2').children].map((each) => each.textContent)")
+        assert names == (shown or ["t" * 120 + "…", "i" * 120 + "…"])
+        assert page.run("document.querySelector('.item-head').offsetHeight") < 400
+        # Each of the 64 samples' buttons is whole.
+        strip = "document.querySelector('.strip')"
+        assert page.run(f"{strip}.scrollHeight <= {strip}.clientHeight")
+    page.press("g")
+    page.wait("document.querySelector('.overview')")
 
 
 def test_unknown_items_and_missing_files_are_said(page: Page, site: Path, tmp_path: Path) -> None:

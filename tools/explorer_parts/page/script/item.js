@@ -9,11 +9,11 @@ explorer.item = (() => {
   function draw(index, number, item, place, models, act, asSource) {
     const { items, tasks, subjects } = index;
     const { at, total } = explorer.list.placeOf(number);
-    const chips = [items.level[number] === null ? null : `level ${items.level[number]}`, items.subject[number] === null ? null : subjects[items.subject[number]]].filter(Boolean);
+    const chips = [items.level[number] === null ? null : `level ${items.level[number]}`, items.subject[number] === null ? null : explorer.dom.label(subjects[items.subject[number]])].filter(Boolean);
     return h("article", { class: "item" },
       h("header", { class: "item-head" },
         h("a", { class: "back", href: explorer.route.write({ ...place, at: null }), "aria-label": "Back to the list" }, "‹ List"),
-        h("h2", null, h("span", { class: "item-task" }, explorer.dom.breakable(tasks[items.task[number]].name)), h("span", { class: "item-id" }, items.id[number])),
+        h("h2", null, h("span", { class: "item-task", title: tasks[items.task[number]].name }, explorer.dom.breakable(tasks[items.task[number]].name)), h("span", { class: "item-id", title: items.id[number] }, explorer.dom.label(items.id[number]))),
         chips.map((chip) => h("span", { class: "chip" }, chip)),
         h("span", { class: "steps" },
           h("button", { type: "button", "aria-label": "Previous item", disabled: at <= 0, click: () => act.step(-1) }, "↑"),
@@ -41,7 +41,7 @@ explorer.item = (() => {
     const name = index.models[model].name;
     const made = item.runs[model];
     return h("section", { class: "card run", "aria-label": name, "data-column": column },
-      h("h3", null, h("span", { class: "model", dir: "auto" }, name)),
+      h("h3", null, h("span", { class: "model", dir: "auto" }, explorer.dom.label(name))),
       !made ? h("p", { class: "quiet" }, "This model has no sample of this item.")
         : made.proof ? explorer.proof.draw(made.proof)
           : explorer.samples.draw(made, column ? place.sample2 : place.sample, asSource, (number) => act.sample(column, number)));
