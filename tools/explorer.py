@@ -82,12 +82,16 @@ def explore(args: argparse.Namespace) -> None:
         gathering = Gathering(database)
         try:
             of_model: dict[str, list[str]] = {}
+            without_lines: list[sources.Source] = []
             for source in files:
-                for fact in records.read(source, args.html):
+                count = 0
+                for count, fact in enumerate(records.read(source, args.html), 1):  # noqa: B007
                     gathering.add(fact)
                     names = of_model.setdefault(fact.model, [])
                     if source.origin not in names:
                         names.append(source.origin)
+                if not count:
+                    without_lines.append(source)
             if not gathering.models:
                 raise UserError(
                     f"{args.results[0]}: holds no sample and no proof; give results that have some"
@@ -101,6 +105,9 @@ def explore(args: argparse.Namespace) -> None:
             gathering.close()
         database.unlink()
         folder.copy_page(draft)
+    for source in without_lines:
+        lost = "" if source.model in of_model else f", and the page is without the model {source.model}"
+        print(f"note: {source.path}: holds no whole line{lost}", file=sys.stderr)
     print(
         f"{args.output / 'index.html'}: {writer.items:,} items, {writer.samples:,} samples and proofs of "
         f"{', '.join(gathering.models)}"

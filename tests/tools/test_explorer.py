@@ -240,6 +240,27 @@ def test_names_html_and_models_of_lines(tmp_path: Path) -> None:
     assert named["samples"] == [[2]]
 
 
+def test_a_model_without_lines_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = write_lines(tmp_path / "some.jsonl", [plain(1)])
+    (tmp_path / "killed").mkdir()
+    empty = tmp_path / "killed" / "samples_math.jsonl"
+    empty.write_text('{"task": "math", "it')  # killed in its first line
+    page = tmp_path / "page"
+    explorer.main([f"A={some}", f"B={empty.parent}", "--output", str(page)])
+    assert capsys.readouterr().err == (
+        f"note: {empty}: holds no whole line, and the page is without the model B\n"
+    )
+    assert [model["name"] for model in index_of(page)["models"]] == ["A"]
+    write_lines(empty.with_name("samples_other.jsonl"), [plain(2, item="a", sample=0)])
+    explorer.main([f"A={some}", f"B={empty.parent}", "--output", str(page), "--overwrite"])
+    assert capsys.readouterr().err == f"note: {empty}: holds no whole line\n"
+    write_lines(some, [])
+    explorer.main([f"A={some}", f"B={empty.parent}", "--output", str(page), "--overwrite"])
+    assert f"note: {some}: holds no whole line, and the page is without the model A\n" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_killed_run_s_last_line_is_left_out(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [plain(1), plain(2)])
     path.write_text(path.read_text() + '{"problem": "What is')

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -228,6 +229,98 @@ def test_what_a_model_writes_is_text(page: Page, tmp_path: Path) -> None:
     assert page.run("({}).polluted") is None
 
 
+# Each point of the window where something of a formula is that lies outside of its text's box.
+OUTSIDE = """(() => {
+  const found = [];
+  for (let x = 2; x < innerWidth; x += 13)
+    for (let y = 2; y < innerHeight; y += 13) {
+      const node = document.elementFromPoint(x, y)?.closest('.katex');
+      if (!node) continue;
+      const box = node.closest('.tex, .row-title')?.getBoundingClientRect();
+      const isBeside = !box || x < box.left - 1 || x > box.right + 1;
+      if (isBeside || y < box.top - 1 || y > box.bottom + 1) found.push([x, y]);
+    }
+  return found;
+})()"""
+# Where a text may be: neither over a verdict nor a control, nor another text.
+OVERLAPS = """(() => {
+  const boxes = [...document.querySelectorAll('.item :is(.tex, .chip, button, h3, .vote-count)')];
+  const rects = boxes.map((box) => box.getBoundingClientRect());
+  const isBefore = (a, b) => a.right <= b.left + 1 || a.bottom <= b.top + 1;
+  const meet = (a, b) => !isBefore(a, b) && !isBefore(b, a);
+  return rects.flatMap((a, at) => rects.slice(at + 1).filter((b) => meet(a, b)).map((b) => [a, b]));
+})()"""
+
+
+@pytest.mark.parametrize("tex", [
+    r"\rule{39em}{12em}", r"\kern-39em\rule{60em}{5em}", r"\rule{10000em}{10000em}",
+    r"\smash{\raisebox{3em}{\rule{20em}{9em}}}", r"\smash{\raisebox{-9em}{\rule{20em}{9em}}}",
+    r"\rlap{\rule{40em}{2em}}\llap{\rule{40em}{2em}}",
+])  # fmt: skip
+def test_a_formula_stays_in_the_box_of_its_text(page: Page, tmp_path: Path, tex: str) -> None:
+    line = {
+        "item": "a", "problem": f"p ${tex}$", "generation": f"g ${tex}$\n\\[{tex}\\]", "answer": tex,
+        "reference": f"${tex}$", "correct": False, "choices": [f"${tex}$", "2"],
+    }  # fmt: skip
+    open_page(page, make(tmp_path / "page", write_lines(tmp_path / "a.jsonl", [line])))
+    page.press("j")
+    page.wait("document.querySelector('.item .katex') && document.querySelector('.row-title .katex')")
+    for top in (0, 400, 800, 1600):
+        page.run(f"document.querySelector('main').scrollTop = {top}")
+        assert page.run(OUTSIDE) == []
+    assert page.run(OVERLAPS) == []
+
+
+def test_a_formula_has_no_colour_but_keeps_its_words(page: Page, tmp_path: Path) -> None:
+    colours = (
+        r"$\color{white}a$ $\textcolor{#0f0}{b \over c}$ $\colorbox{lightgreen}{✓ correct}$ "
+        r"$\fcolorbox{red}{lime}{d $x$}$ $\phantom{e}f$ \(\let\c\color\c{white}g\)"
+    )
+    line = {"item": "a", "problem": "p", "generation": colours, "correct": False}
+    open_page(page, make(tmp_path / "page", write_lines(tmp_path / "a.jsonl", [line])))
+    page.press("j")
+    page.wait("document.querySelector('.generation .katex')")
+    assert page.run("document.querySelectorAll('.formula-source').length") == 0
+    styles = page.run(
+        "[...document.querySelectorAll('.generation .katex-html *')].map((node) => getComputedStyle(node))"
+        ".map((style) => [style.color, style.backgroundColor])"
+    )
+    ink = page.run("getComputedStyle(document.querySelector('.generation')).color")
+    nothing = "rgba(0, 0, 0, 0)"
+    assert {color for color, _ in styles} == {ink, nothing}, "the phantom alone is not seen"
+    assert {ground for _, ground in styles} == {nothing}
+    words = page.run("[...document.querySelectorAll('.generation .katex-html')].map((n) => n.textContent)")
+    assert [re.sub(r"[\s\u200b]", "", word) for word in words] == ["a", "cb", "✓correct", "dx", "ef", "g"]
+
+
+def test_what_katex_may_not_follow_is_shown_whole(page: Page, tmp_path: Path) -> None:
+    sources = [
+        r"$\href{javascript:alert(1)}{x}$", r"$\href{java script:alert(1)}{x}$", r"$\url{http://a.invalid}$",
+        r"$\includegraphics{http://a.invalid/b.png}$", r"$\htmlClass{foo}{x}$", r"$\htmlId{foo}{x}$",
+        r"$\htmlStyle{color:red}{x}$", r"$\htmlData{a=b}{x}$", r"$1 + \text{\href{http://a.invalid}{x}}$",
+    ]  # fmt: skip
+    line = {"item": "a", "problem": "p", "generation": " ".join(sources)}
+    open_page(page, make(tmp_path / "page", write_lines(tmp_path / "a.jsonl", [line])))
+    page.press("j")
+    page.wait("document.querySelector('.generation')")
+    shown = "[...document.querySelectorAll('.generation .formula-source')]"
+    assert page.run(f"{shown}.map((node) => node.textContent)") == sources
+    assert page.run(f"{shown}[0].title") == "\\href is not followed on this page"
+
+
+def test_equations_are_numbered_in_each_text(page: Page, tmp_path: Path) -> None:
+    text = r"\begin{equation}a\end{equation} \begin{align}b\\c\end{align}"
+    line = {"item": "a", "problem": text, "reference": text, "generation": text}
+    open_page(page, make(tmp_path / "page", write_lines(tmp_path / "a.jsonl", [line])))
+    page.press("j")
+    page.wait("document.querySelector('.generation .eqn-num')")
+    tree = page.call("Accessibility.getFullAXTree")["nodes"]
+    words = [node["name"]["value"] for node in tree if node["role"]["value"] == "InlineTextBox" or (
+        node["role"]["value"] == "StaticText")]  # fmt: skip
+    numbers = [word for word in words if re.fullmatch(r"\(|[0-9]+|\)|\([0-9]+\)", word)]
+    assert "".join(numbers).count("(1)") >= 3, numbers
+
+
 @pytest.mark.parametrize(("text", "parts"), [
     ("a $x$ b", ["a ", ("inline", "x"), " b"]),
     ("$$x$$ and \\[y\\], \\(z\\)", [("display", "x"), " and ", ("display", "y"), ", ", ("inline", "z")]),
@@ -311,6 +404,33 @@ def test_no_width_cuts_the_page(page: Page, site: Path, width: int) -> None:
         assert page.run(
             "document.querySelector('main').scrollWidth <= document.querySelector('main').clientWidth"
         )
+
+
+def test_names_are_seen_and_no_page_long(page: Page, tmp_path: Path) -> None:
+    shared = {"problem": "p", "generation": "g", "subject": "s" * 3000}
+    lines = [
+        {**shared, "task": task, "item": item, "sample": number}
+        for task, item in ((" ", "\u200b"), ("t" * 3000, "i" * 3000))
+        for number in range(64)
+    ]
+    # The name of a file is a model's, and as long as file names are.
+    site = make(tmp_path / "page", write_lines(tmp_path / f"{'m' * 240}.jsonl", lines))
+    page.resize(500, 900)
+    open_page(page, site)
+    links = page.run("[...document.querySelectorAll('.measures .task a')].map((a) => a.textContent)")
+    assert links == ['" "', "t" * 120 + "…"]
+    assert page.run("document.querySelector('main').scrollHeight") < 1200
+    for task, item, shown in ((" ", "\u200b", ['" "', '"\u200b"']), ("t" * 3000, "i" * 3000, None)):
+        open_page(page, site, "#" + quote(task) + "/" + quote(item))
+        page.wait("document.querySelector('.item .strip')")
+        names = page.run("[...document.querySelector('.item h2').children].map((each) => each.textContent)")
+        assert names == (shown or ["t" * 120 + "…", "i" * 120 + "…"])
+        assert page.run("document.querySelector('.item-head').offsetHeight") < 400
+        # Each of the 64 samples' buttons is whole.
+        strip = "document.querySelector('.strip')"
+        assert page.run(f"{strip}.scrollHeight <= {strip}.clientHeight")
+    page.press("g")
+    page.wait("document.querySelector('.overview')")
 
 
 def test_unknown_items_and_missing_files_are_said(page: Page, site: Path, tmp_path: Path) -> None:

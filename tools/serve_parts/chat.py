@@ -42,6 +42,10 @@ class Chat:
         common = openai_form.common_fields(fields)
         older = fields.integer("max_tokens", None, 1, 2**31)
         max_new_tokens = fields.integer("max_completion_tokens", older, 1, 2**31)
+        if older not in (None, max_new_tokens):
+            raise fields.refuse(
+                "max_tokens", older, f"max_completion_tokens={max_new_tokens} differs; give one"
+            )
         has_logprobs = fields.flag("logprobs", False)
         num_logprobs = fields.integer("top_logprobs", 0, 0, MOST_LOGPROBS)
         if num_logprobs and not has_logprobs:

@@ -37,15 +37,14 @@ class Completions:
         """
         fields = Fields(content)
         self._served.check_name(fields.text("model", ""))
-        # A part of what its answer leaves out: the server would compute best_of samples and show n of them.
-        fields.not_supported(best_of=None)
         prompts, text = self._prompts(fields.take("prompt"))
         echo = fields.flag("echo", False)
         lowest = 0 if echo else 1
         common = openai_form.common_fields(fields)
         max_new_tokens = fields.integer("max_tokens", DEFAULT_NEW_TOKENS, lowest, 2**31)
         num_logprobs = fields.integer("logprobs", None, 0, MOST_LOGPROBS)
-        fields.not_supported(suffix="")
+        # The server would compute best_of samples and show n of them: nothing where they are as many.
+        fields.not_supported(suffix="", best_of=common["samples"])
         fields.nothing_else()
         assert max_new_tokens is not None
         check_lengths(self._served, prompts, max_new_tokens)

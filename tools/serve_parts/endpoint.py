@@ -119,7 +119,7 @@ class Endpoint:
         limits = self._served.limits
         try:
             body = await asyncio.wait_for(
-                read_body(scope, receive, limits.body_bytes), limits.request_seconds
+                read_body(scope, receive, limits.body_bytes), min(limits.body_seconds, limits.request_seconds)
             )
         except asyncio.TimeoutError:
             raise Refused(408, "the body did not come in time") from None

@@ -69,6 +69,8 @@ class Fields:
 
     def refuse(self, name: str, value: object, constraint: str) -> Refused:
         full = self._inside + name
+        if isinstance(value, str):  # in quotes, since "0" is no number
+            value = json.dumps(value, ensure_ascii=not value.isprintable())
         return Refused(400, f"{full}={shown(value)}: {constraint}", field=full)
 
     def text(self, name: str, default: str) -> str:
@@ -106,7 +108,8 @@ class Fields:
             return ()
         values = value if isinstance(value, list) else [value]
         if len(values) > most:
-            raise self.refuse(name, f"{len(values)} strings", f"must be at most {most}")
+            full = self._inside + name
+            raise Refused(400, f"{full}: has {len(values)} strings; must be at most {most}", field=full)
         # Several clients send an empty string or a null for "nothing".
         found = tuple(checked_text(one, self._inside + name) for one in values if one not in ("", None))
         return tuple(dict.fromkeys(found))

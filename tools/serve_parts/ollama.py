@@ -74,10 +74,9 @@ class Generate:
         return Wanted((prompt,), 1, is_stream=is_stream, **sampling)
 
     def _options(self, options: Fields, prompt: tuple[int, ...]) -> dict[str, Any]:
-        room = self._served.room(prompt)
+        room = self._served.room(prompt, options.integer("num_ctx", None, 1, self._served.context_tokens))
         asked = options.integer("num_predict", -1, -2, 2**31)
         assert asked is not None
-        options.integer("num_ctx", None, 1, self._served.context_tokens)
         seed = options.integer("seed", None, -(2**63), 2**63)
         sampling = {
             # Until the context is full, or so many; Ollama's clients rely on the smaller of both.

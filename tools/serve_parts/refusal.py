@@ -27,6 +27,8 @@ class Refused(Exception):
         code: str | None = None,
         retry_after_seconds: int | None = None,
     ) -> None:
+        # Both may quote half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+        message, field = _sound(message), None if field is None else _sound(field)
         super().__init__(message)
         self.status = status
         self.message = message
@@ -45,4 +47,10 @@ class Refused(Exception):
             return {"www-authenticate": "Bearer"}
         if self.retry_after_seconds is not None:
             return {"retry-after": str(self.retry_after_seconds)}
+        if self.status in (408, 413):  # the rest of the body would be read, though for nothing
+            return {"connection": "close"}
         return {}
+
+
+def _sound(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -30,6 +30,7 @@ class Limits:
     request_seconds: float
     new_tokens: int  # of one sample
     in_flight: int  # samples of all clients, running or waiting
+    body_seconds: float = 60.0  # for the whole body to come, where request_seconds are not fewer
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,19 @@ class Served:
         """A prompt's ids. As in training, nothing is put before a text; an empty one is the end of others."""
         return tuple(self.tokenizer.encode(text)) or (self.tokenizer.eod_id,)
 
-    def room(self, prompt_ids: tuple[int, ...]) -> int:
-        """How many tokens may follow a prompt.
+    def room(self, prompt_ids: tuple[int, ...], context_tokens: int | None = None) -> int:
+        """How many tokens may follow a prompt, in a context that may be asked to be smaller than the model's.
 
         Raises:
             Refused: none.
         """
-        room = self.context_tokens - len(prompt_ids)
+        context = min(context_tokens or self.context_tokens, self.context_tokens)
+        room = context - len(prompt_ids)
         if room < 1:
             raise Refused(
                 400,
                 f"prompt: has {len(prompt_ids):,} tokens, which leaves no room in the context of "
-                f"{self.context_tokens:,}; shorten it",
+                f"{context:,}; shorten it",
                 field="prompt",
                 code="context_length_exceeded",
             )

@@ -25,7 +25,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "model": "llemma",
         "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}], "name": "n"}],
-        "max_tokens": 3, "max_completion_tokens": 2, "temperature": 0.5, "top_p": 0.9, "n": 2, "seed": 1,
+        "max_tokens": 3, "max_completion_tokens": 3, "temperature": 0.5, "top_p": 0.9, "n": 2, "seed": 1,
         "stop": "a", "stream": False, "logprobs": True, "top_logprobs": 2, "tools": [], "tool_choice": "none",
     },
     "/api/generate": {
@@ -44,7 +44,8 @@ NUMBERS = st.one_of(
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(st.characters(exclude_categories=()), max_size=20),
     lambda children: (
-        st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4)
+        st.lists(children, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=()), max_size=8), children, max_size=4)
     ),
     max_leaves=12,
 )
@@ -119,6 +120,9 @@ def test_the_bodies_that_are_changed_here_are_good_ones(
     (b'{"prompt": ' * 9_000, "nested too deeply"),
     (b'{"temperature": NaN}', "NaN is not a JSON value"),
     (b'{"temperature": -Infinity}', "-Infinity is not a JSON value"),
+    (b'{"\\ud800": 1, "prompt": "x"}', "\\ud800"),
+    (b'{"prompt": "x", "temperature": ["\\ud800"]}', "\\ud800"),
+    (b'{"prompt": "x", "stream_options": {"\\udc00": 1}}', "stream_options."),
     (b'{"prompt": "x", "temperature": 1e999}', "must be a number"),
     (b'{"prompt": "x", "seed": 1' + b"0" * 5000 + b"}", "the body is not JSON"),
     (b'{"prompt": "x", "seed": 1' + b"0" * 500 + b"}", "must be an integer"),

@@ -98,13 +98,35 @@ def test_a_body_over_its_limit_is_refused_declared_or_not() -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
-    with running(endless(), limits=replace(LIMITS, request_seconds=0.2)) as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as slow:
-            slow.sendall(
-                f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-length: 9\r\n\r\n{{".encode()
-            )
-            assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
+    for limits in (replace(LIMITS, body_seconds=0.2), replace(LIMITS, request_seconds=0.2)):
+        with running(endless(), limits=limits) as server:
+            answer = answer_to(server, b"content-length: 9\r\n\r\n{")
+            assert b" 408 " in answer.split(b"\r\n")[0]
+            assert b"connection: close" in answer.lower()
+
+
+def test_the_rest_of_a_body_over_its_limit_is_not_waited_for() -> None:
+    with running(endless(), limits=replace(LIMITS, body_bytes=1000)) as server:
+        chunk = b"3e9\r\n" + b"x" * 1001 + b"\r\n"
+        for rest in (b"transfer-encoding: chunked\r\n\r\n" + chunk, b"content-length: 1001\r\n\r\n"):
+            answer = answer_to(server, rest)
+            assert b" 413 " in answer.split(b"\r\n")[0]
+            assert b"connection: close" in answer.lower()
+
+
+def answer_to(server: Running, rest: bytes) -> bytes:
+    """What comes, until the server closes the connection, on a request with `rest` behind its first lines."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as client:
+        client.sendall(f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\n".encode() + rest)
+        return b"".join(iter(lambda: client.recv(10_000), b""))
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_body_is_json_whatever_its_head_calls_it(kind: str) -> None:
+    with running(endless()) as server:
+        headers = {"content-type": kind}
+        assert server.post("/v1/completions", ASKED, headers=headers).json()["choices"][0]["text"] == "." * 20
 
 
 def test_beyond_the_queue_clients_are_told_to_come_again() -> None:

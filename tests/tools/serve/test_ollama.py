@@ -66,6 +66,17 @@ def test_without_options_it_is_sampled_as_ollama_does(server: Running, session: 
     assert session.seen[-1].max_new_tokens == 24
 
 
+@pytest.mark.parametrize(("options", "new_tokens"), [
+    ({"num_ctx": 12}, 2), ({"num_ctx": 12, "num_predict": 1}, 1), ({"num_ctx": 12, "num_predict": 50}, 2),
+    ({"num_ctx": 1024}, 512), ({"num_ctx": None}, 512),
+])  # fmt: skip
+def test_num_ctx_is_the_context(
+    server: Running, session: Scripted, options: dict[str, object], new_tokens: int
+) -> None:
+    server.post("/api/generate", {"prompt": "x" * 10, "options": options})
+    assert session.seen[-1].max_new_tokens == new_tokens
+
+
 def test_no_prompt_asks_whether_the_model_is_there(server: Running, session: Scripted) -> None:
     before = len(session.seen)
     said = server.post("/api/generate", {"model": "llemma", "stream": False}).json()
@@ -91,8 +102,8 @@ def test_the_chat_template_applies_unless_the_prompt_is_raw() -> None:
 
 @pytest.mark.parametrize(("change", "status", "message"), [
     ({"model": "other"}, 404, "is not served here"),
-    ({"suffix": "x"}, 400, "suffix=x: is not supported here"),
-    ({"format": "json"}, 400, "format=json: is not supported here"),
+    ({"suffix": "x"}, 400, "suffix=\"x\": is not supported here"),
+    ({"format": "json"}, 400, "format=\"json\": is not supported here"),
     ({"images": ["AA=="]}, 400, "is not supported here"),
     ({"context": [1, 2]}, 400, "is not supported here"),
     ({"raw": True, "system": "S"}, 400, "goes into a template"),
@@ -100,6 +111,7 @@ def test_the_chat_template_applies_unless_the_prompt_is_raw() -> None:
     ({"options": {"temprature": 1}}, 400, "options.temprature: is not known here; did you mean temperature?"),
     ({"options": {"repeat_penalty": 1.1}}, 400, "options.repeat_penalty=1.1: is not supported here"),
     ({"options": {"num_ctx": 4096}}, 400, "options.num_ctx=4096: must be an integer from 1 to 1024"),
+    ({"options": {"num_ctx": 1}}, 400, "has 1 tokens, which leaves no room in the context of 1;"),
     ({"options": []}, 400, "options=[]: must be an object"),
     ({"prompt": "x" * 1024}, 400, "leaves no room in the context of 1,024"),
 ])  # fmt: skip

@@ -291,7 +291,10 @@ def test_another_model_is_not_answered_for(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize(("change", "field", "message"), [
     ({"best_of": 4}, "best_of", "is not supported here"),
-    ({"best_of": 1}, "best_of", "is not supported here"),
+    ({"best_of": 1, "n": 2}, "best_of", "is not supported here"),
+    ({"temperature": "0"}, "temperature", 'temperature="0": must be a number'),
+    ({"n": "2\u202e"}, "n", 'n="2\\u202e": must be an integer'),
+    ({"stop": ["x"] * 65}, "stop", "stop: has 65 strings; must be at most 64"),
     ({"suffix": "x"}, "suffix", "is not supported here"),
     ({"presence_penalty": 0.5}, "presence_penalty", "is not supported here"),
     ({"logit_bias": {"5": 100}}, "logit_bias", "is not supported here"),
@@ -335,13 +338,14 @@ def test_what_cannot_be_done_is_refused_by_name(
     ({"messages": []}, "at least one message"),
     ({"messages": "x"}, "at least one message"),
     ({"messages": [5]}, "messages[0]: must be an object"),
-    ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role=king: must be one of"),
+    ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role=\"king\": must be one of"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content: must be a string"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only parts of type text"),
     ({"top_logprobs": 2}, "needs logprobs: true"),
     ({"tools": [{"type": "function"}]}, "is not supported here"),
     ({"response_format": {"type": "json_object"}}, "is not supported here"),
     ({"max_completion_tokens": 2000}, "at most 512"),
+    ({"max_tokens": 3, "max_completion_tokens": 2}, "max_tokens=3: max_completion_tokens=2 differs"),
 ])  # fmt: skip
 def test_a_chat_that_cannot_be_is_refused_by_name(
     server: Running, change: dict[str, object], message: str
@@ -363,7 +367,7 @@ def test_an_answer_can_be_sent_back_as_a_message(client: openai.OpenAI, session:
 def test_neutral_values_and_what_changes_no_text_are_taken(server: Running) -> None:
     more = {
         "user": "me", "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "suffix": None,
-        "stop": None, "seed": None, "n": 1, "best_of": None, "stream": False, "stream_options": None,
+        "stop": None, "seed": None, "n": 1, "best_of": 1, "stream": False, "stream_options": None,
     }  # fmt: skip
     answer = server.post("/v1/completions", {"prompt": "x", "max_tokens": 2, "temperature": 0, **more})
     assert answer.status_code == 200

@@ -27,7 +27,15 @@ explorer.dom = (() => {
   }
 
   /** A long_name_with_underscores that may break after each of them. */
-  const breakable = (name) => name.split(/(?<=[_/.-])/).flatMap((part, at) => (at ? [document.createElement("wbr"), part] : [part]));
+  const breakable = (name) => label(name).split(/(?<=[_/.-])/).flatMap((part, at) => (at ? [document.createElement("wbr"), part] : [part]));
+
+  const LONGEST_NAME = 120; // characters
+  /** A name from the data as it is shown: in quotation marks where nothing of it would be seen, and not a page long. */
+  function label(name) {
+    if (!/[\p{L}\p{N}\p{P}\p{S}]/u.test(name)) return JSON.stringify(name.slice(0, LONGEST_NAME));
+    const letters = name.length > LONGEST_NAME ? [...name.slice(0, 2 * LONGEST_NAME)] : [];
+    return letters.length > LONGEST_NAME ? `${letters.slice(0, LONGEST_NAME).join("")}…` : name;
+  }
 
   const byId = (id) => document.getElementById(id);
 
@@ -36,5 +44,5 @@ explorer.dom = (() => {
   /** 0.3412 as "34.1%" */
   const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
-  return { h, append, breakable, byId, count, percent };
+  return { h, append, breakable, label, byId, count, percent };
 })();

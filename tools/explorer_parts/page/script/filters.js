@@ -15,9 +15,9 @@ explorer.filters = (() => {
     const state = (item) => shown.reduce((all, model) => all | states[model][item], 0);
     const either = (flags) => (item) => Object.keys(flags).filter((value) => state(item) & flags[value]);
     return [
-      { key: "task", label: "Task", values: (item) => [tasks[items.task[item]].name], name: (value) => value },
+      { key: "task", label: "Task", values: (item) => [tasks[items.task[item]].name], name: explorer.dom.label },
       { key: "level", label: "Level", values: (item) => (items.level[item] === null ? [] : [String(items.level[item])]), name: (value) => `Level ${value}` },
-      { key: "subject", label: "Subject", values: (item) => (items.subject[item] === null ? [] : [subjects[items.subject[item]]]), name: (value) => value },
+      { key: "subject", label: "Subject", values: (item) => (items.subject[item] === null ? [] : [subjects[items.subject[item]]]), name: explorer.dom.label },
       b < 0 ? verdictOfOne(a) : verdictOfTwo(a, b),
       {
         key: "graders", label: "Graders differ",
@@ -41,7 +41,7 @@ explorer.filters = (() => {
   }
 
   function verdictOfTwo(a, b) {
-    const names = [index.models[a].name, index.models[b].name];
+    const names = [index.models[a].name, index.models[b].name].map(explorer.dom.label);
     const WORDS = {
       "right-right": "both", "right-wrong": `only ${names[0]}`, "wrong-right": `only ${names[1]}`,
       "wrong-wrong": "neither", other: "not comparable",

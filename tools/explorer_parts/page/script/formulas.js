@@ -12,6 +12,19 @@ explorer.formulas = (() => {
     throwOnError: true, trust: false, strict: "ignore", maxSize: 40, maxExpand: 1000, globalGroup: false,
     output: "htmlAndMathml",
   };
+  // Without these a text could hide its words, or look like a verdict of the page. Braces keep a colour's reach.
+  const COLOURS = {
+    "\\color": "\\@secondoftwo{#1}{}",
+    "\\textcolor": "\\@secondoftwo{#1}{{#2}}",
+    "\\colorbox": "\\@secondoftwo{#1}{\\text{#2}}",
+    "\\fcolorbox": "\\@secondoftwo{#1#2}{\\fbox{#3}}",
+  };
+  // With `trust` off KaTeX would set their names alone, in red, and drop what they were given.
+  const REFUSED = ["href", "url", "includegraphics", "htmlClass", "htmlId", "htmlStyle", "htmlData"];
+  const refusal = (name) => () => {
+    throw new Error(`\\${name} is not followed on this page`);
+  };
+  const MACROS = { ...COLOURS, ...Object.fromEntries(REFUSED.map((name) => [`\\${name}`, refusal(name)])) };
 
   /** [{kind: "text" | "inline" | "display" | "figure", text, source}] */
   function split(text) {
@@ -88,7 +101,7 @@ explorer.formulas = (() => {
     const span = h("span", { class: isDisplay ? "formula display" : "formula" });
     if (part.text.length > LONGEST_FORMULA) return source(part, `longer than ${LONGEST_FORMULA} characters`);
     try {
-      katex.render(part.text, span, { ...OPTIONS, displayMode: isDisplay });
+      katex.render(part.text, span, { ...OPTIONS, macros: { ...MACROS }, displayMode: isDisplay });
       return span;
     } catch (error) {
       return source(part, error.message); // also a RangeError, where braces are nested too deep

@@ -3,7 +3,7 @@
 "use strict";
 
 explorer.list = (() => {
-  const { h, byId, count } = explorer.dom;
+  const { h, byId, count, label } = explorer.dom;
   const S = explorer.states;
   const ROW = 88, BEYOND = 6; // pixels of a row, as in style/list.css; rows kept out of sight on either side
   const STILL_MILLISECONDS = 90;
@@ -63,14 +63,14 @@ explorer.list = (() => {
 
   function row(item, at) {
     const { items, tasks, subjects } = index;
-    const about = [items.id[item], items.level[item] === null ? null : `level ${items.level[item]}`,
-      items.subject[item] === null ? null : subjects[items.subject[item]]].filter(Boolean).join(" · ");
+    const about = [label(items.id[item]), items.level[item] === null ? null : `level ${items.level[item]}`,
+      items.subject[item] === null ? null : label(subjects[items.subject[item]])].filter(Boolean).join(" · ");
     return h("div", {
       class: "row", id: `row-${item}`, role: "option", "data-item": item, "aria-posinset": at + 1, "aria-setsize": found.length,
       "aria-selected": String(item === selected), style: { transform: `translateY(${at * ROW}px)` },
     },
-    h("div", { class: "row-title", dir: "auto" }, items.title[item] || items.id[item]),
-    h("div", { class: "row-about" }, tasks.length > 1 ? h("span", { class: "row-task" }, tasks[items.task[item]].name) : null, about),
+    h("div", { class: "row-title", dir: "auto" }, items.title[item] || label(items.id[item])),
+    h("div", { class: "row-about" }, tasks.length > 1 ? h("span", { class: "row-task" }, label(tasks[items.task[item]].name)) : null, about),
     h("div", { class: "row-marks" }, shown.map((model) => marks(model, item))));
   }
 

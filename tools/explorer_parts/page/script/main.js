@@ -95,7 +95,7 @@ explorer.main = (() => {
       return;
     }
     if (number < 0) {
-      main.replaceChildren(h("p", { class: "none" }, `There is no item ${place.at.item} of task ${place.at.task} here.`));
+      main.replaceChildren(h("p", { class: "none" }, `There is no item ${explorer.dom.label(place.at.item)} of task ${explorer.dom.label(place.at.task)} here.`));
       return;
     }
     try {
@@ -118,7 +118,7 @@ explorer.main = (() => {
       h("label", { for: id }, h("span", { class: "hidden" }, label),
         h("select", { id, change: (event) => change(key, event.target.value) },
           options.map(([value, name]) => h("option", { value, selected: value === chosen }, name))));
-    const names = index.models.map((model) => [model.name, model.name]);
+    const names = index.models.map((model) => [model.name, explorer.dom.label(model.name)]);
     const focused = document.activeElement?.id;
     byId("pick").replaceChildren(
       menu("model", "Model", index.models[a].name, names, "model"), h("span", { class: "quiet" }, "beside"),

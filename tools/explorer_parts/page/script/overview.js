@@ -3,7 +3,7 @@
 "use strict";
 
 explorer.overview = (() => {
-  const { h, count, percent } = explorer.dom;
+  const { h, count, percent, label } = explorer.dom;
   const S = explorer.states;
 
   function draw(index, a, b, link) {
@@ -26,7 +26,7 @@ explorer.overview = (() => {
       const published = task.results.find((results) => results?.published.length)?.published;
       const notes = [published ? publishedText(published) : null, ...index.models.map((model, at) => reason(index, model, task.results[at]))];
       rows.push(...notes.filter(Boolean).map((note) => h("tr", null, h("td", { colspan: 5, class: "quiet published" }, note))));
-      rows[0]?.firstChild.before(h("th", { scope: "rowgroup", rowspan: rows.length + others.length, class: "task" }, h("a", { href: link(itemsOf(index, a, task, number)) }, explorer.dom.breakable(task.name))));
+      rows[0]?.firstChild.before(h("th", { scope: "rowgroup", rowspan: rows.length + others.length, class: "task" }, h("a", { href: link(itemsOf(index, a, task, number)), title: task.name }, explorer.dom.breakable(task.name))));
       return h("tbody", null, rows);
     };
     return h("section", { class: "card", "aria-label": "Measures" }, h("table", { class: "measures" }, index.tasks.map(task)));
@@ -76,7 +76,7 @@ explorer.overview = (() => {
   /** Why a model's measures may not stand beside the published ones. */
   function reason(index, model, results) {
     if (!results?.published.length || results.comparable === true) return null;
-    return `${index.models.length > 1 ? `${model.name}: ` : ""}not comparable with what was published: ${results.comparable || "no reason given"}`;
+    return `${index.models.length > 1 ? `${label(model.name)}: ` : ""}not comparable with what was published: ${results.comparable || "no reason given"}`;
   }
 
   function about(results) {
@@ -104,7 +104,7 @@ explorer.overview = (() => {
       h("td", { class: "quiet" }, judged ? `${count(right)} of ${count(judged)}${judged < present ? `, ${count(present - judged)} not judged` : ""}` : `${plural(present, "item")}, not judged`))];
   }
 
-  const named = (index, model) => (index.models.length > 1 ? h("span", { class: "model", dir: "auto" }, model.name) : null);
+  const named = (index, model) => (index.models.length > 1 ? h("span", { class: "model", dir: "auto" }, label(model.name)) : null);
 
   /** Wilson's score interval at 95%. */
   function wilson(right, total) {
@@ -145,7 +145,7 @@ explorer.overview = (() => {
     if (!Object.values(counts).some(Boolean))
       return h("section", { class: "card pair" }, h("h3", null, "Item by item"), h("p", { class: "quiet" }, "The two models have no judged item in common."));
     const cell = (key) => h("td", null, h("a", { href: link({ verdict: key }) }, count(counts[key])));
-    const [first, second] = [index.models[a].name, index.models[b].name];
+    const [first, second] = [index.models[a].name, index.models[b].name].map(label);
     return h("section", { class: "card pair" }, h("h3", null, "Item by item"),
       h("table", null,
         h("thead", null, h("tr", null, h("td", null), h("th", { scope: "col" }, `${second} correct`), h("th", { scope: "col" }, `${second} wrong`))),
@@ -155,7 +155,7 @@ explorer.overview = (() => {
   }
 
   const model = (model) =>
-    h("details", { class: "model-settings" }, h("summary", null, h("span", { class: "model", dir: "auto" }, model.name),
+    h("details", { class: "model-settings" }, h("summary", null, h("span", { class: "model", dir: "auto" }, label(model.name)),
       h("span", { class: "quiet" }, model.sources.filter((source) => source !== model.name).join(", "))),
       model.settings ? explorer.samples.table(model.settings) : h("p", { class: "quiet" }, "No settings were given."));
 

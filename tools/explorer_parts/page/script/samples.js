@@ -43,7 +43,7 @@ explorer.samples = (() => {
       judged.length || typeof sample.loglikelihood === "number" ? null : h("span", { class: "chip unjudged" }, "not judged"),
       differ ? h("span", { class: "chip differ-chip" }, "≠ graders differ") : null,
       sample.answer === null || sample.answer === undefined ? null
-        : h("span", { class: "answer" }, h("span", { class: "quiet" }, "answer "), h("span", { dir: "auto" }, explorer.votes.answerText(sample.answer, asSource))),
+        : h("span", { class: "answer" }, h("span", { class: "quiet" }, "answer "), h("span", { class: "tex", dir: "auto" }, explorer.votes.answerText(sample.answer, asSource))),
       sample.tokens ? h("span", { class: "quiet tokens" }, `${count(sample.tokens)} tokens`) : null);
   }
 
@@ -52,18 +52,18 @@ explorer.samples = (() => {
     if (sample.program) // the generation is a program, or holds it: code, not prose
       return sample.text.trim() === (sample.program.code || "").trim() ? null
         : h("details", { class: "more" }, h("summary", null, "Whole generation"), h("pre", { class: "code" }, sample.text));
-    const box = h("div", { class: "prose generation", dir: "auto" });
-    prose(box, sample.text, asSource);
-    return box;
+    return prose("prose tex generation", sample.text, asSource);
   }
 
-  /** Fills a box with a text, the rest of a very long one on demand. */
-  function prose(box, text, asSource) {
-    if (text.length <= LONGEST_TEXT) return box.append(explorer.formulas.render(text, asSource));
-    box.append(explorer.formulas.render(text.slice(0, LONGEST_TEXT), asSource));
-    box.append(h("button", { type: "button", class: "rest", click: () => box.replaceChildren(text) },
-      `Show all ${count(text.length)} characters, as source`));
-    return undefined;
+  /** A text in a box of its own, out of which its formulas cannot draw; the rest of a very long one on demand. */
+  function prose(kind, text, asSource) {
+    const box = h("div", { class: kind, dir: "auto" }, explorer.formulas.render(text.slice(0, LONGEST_TEXT), asSource));
+    if (text.length <= LONGEST_TEXT) return box;
+    const showAll = (event) => {
+      box.replaceChildren(text);
+      event.target.remove();
+    };
+    return [box, h("button", { type: "button", class: "rest", click: showAll }, `Show all ${count(text.length)} characters, as source`)];
   }
 
   function likelihood(sample) {

@@ -14,7 +14,7 @@ explorer.votes = (() => {
       const isWinner = answer === vote.answer;
       const verdict = isWinner ? S.ofBoolean(vote.correct) : S.UNJUDGED;
       return h("tr", { class: isWinner ? "winner" : null },
-        h("th", { scope: "row", dir: "auto" }, answerText(answer, asSource)),
+        h("th", { scope: "row" }, h("div", { class: "tex", dir: "auto" }, answerText(answer, asSource))),
         h("td", { class: "vote-bar" }, h("div", { class: S.CLASSES[verdict], style: { width: `${(100 * number) / most}%` } })),
         h("td", { class: "vote-count" }, count(number), isWinner ? S.mark(verdict) : null));
     };
