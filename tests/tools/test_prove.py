@@ -141,6 +141,8 @@ def test_what_does_not_go_together(
     (tmp_path / "tactics.txt").write_text("\n".join(TACTICS))
     (tmp_path / "theorems.jsonl").write_text(rows.replace("t1 (n", "t1 (m"))
     assert "t1 with another statement" in refusal()
+    (tmp_path / "theorems.jsonl").write_text(rows.replace('"t1", ', '"t1", "header": "open Nat", '))
+    assert "t1 with another header" in refusal()
     (tmp_path / "theorems.jsonl").write_text(rows)
     assert "has no .lake" in refusal("--lean-repl", str(tmp_path))
     assert "--decoding=beam" in refusal_of_native(place, tmp_path, capsys)

@@ -19,6 +19,8 @@ import pytest
 from eval_tasks.results.samples import Sample, SampleWriter
 from tests.tools.isabelle_stand_in import serving
 from tools import prove
+from tools.prove_parts import prover_options
+from tools.prove_parts.provers import Theorem, Verdict
 
 ROOT = Path(__file__).parents[2]
 TASK = "llemma_minif2f_isabelle"
@@ -215,3 +217,53 @@ def test_other_settings_and_other_proofs_are_refused(
         with pytest.raises(SystemExit):
             prove.main(command)
         assert "has a verdict on another proof" in capsys.readouterr().err
+
+
+class Agreeing:
+    """A checker to which everything is a proof of everything."""
+
+    language = "coq"
+
+    def check(self, theorem: Theorem, proof: str) -> Verdict:
+        return Verdict(True)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def agreeing(monkeypatch: pytest.MonkeyPatch) -> Agreeing:
+    """What `prove.py whole` asks, whichever prover is named."""
+    checker = Agreeing()
+    monkeypatch.setattr(prover_options, "make_checker", lambda args: lambda: checker)
+    return checker
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('"reference":"Theorem easy : True."', '"reference":"Theorem easy : False."', "another statement"),
+        ('"header":""', '"header":"Axiom f : False."', "another header"),
+    ],
+)
+def test_a_verdict_is_not_taken_for_one_on_another_theorem(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    agreeing: Agreeing,
+    before: str,
+    after: str,
+    words: str,
+) -> None:
+    with SampleWriter(tmp_path, "any") as writer:
+        statement = "Theorem easy : True."
+        writer.append([Sample("any", "easy", 0, "", statement, generation="exact I.", more={"header": ""})])
+    file = tmp_path / "samples_any.jsonl"
+    command = ["whole", str(file), "--prover", "coq", "--output", str(tmp_path / "out")]
+    prove.main(command)
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(SystemExit):
+        prove.main(command)
+    assert f"has easy with {words}" in capsys.readouterr().err
+    (proof,) = lines_of(tmp_path / "out" / "proofs.jsonl")
+    assert proof["statement"] == "Theorem easy : True."

@@ -23,8 +23,8 @@ _ENDS = ("\n\n\n", "\nInformal:", "\nCorrected:")
 # A prover that dies is tried again with a new process.
 _TRIES = 2
 _KINDS: Mapping[str, tuple[type, ...]] = {
-    "theorem": (str,), "round": (int,), "sample": (int,), "ok": (bool,), "status": (str,), "message": (str,),
-    "seconds": (int, float), "proof": (str,),
+    "theorem": (str,), "statement": (str,), "header_sha256": (str,), "round": (int,), "sample": (int,),
+    "ok": (bool,), "status": (str,), "message": (str,), "seconds": (int, float), "proof": (str,),
 }  # fmt: skip
 
 
@@ -94,8 +94,9 @@ def written_proof(generation: str) -> str:
 def judged(checker: Checker, attempt: Attempt, stopped: Callable[[], bool]) -> dict[str, Any]:
     """The line of an attempt. `status` is `proved`, `refused`, `bad statement` or `prover died`."""
     line: dict[str, Any] = {
-        "theorem": attempt.theorem.name, "round": attempt.round, "sample": attempt.sample, "ok": False,
-        "status": "refused", "message": "", "seconds": 0.0, "proof": attempt.proof, "axioms": [],
+        "theorem": attempt.theorem.name, "statement": attempt.theorem.statement,
+        "header_sha256": attempt.theorem.header_sha256, "round": attempt.round, "sample": attempt.sample,
+        "ok": False, "status": "refused", "message": "", "seconds": 0.0, "proof": attempt.proof, "axioms": [],
     }  # fmt: skip
     for number in range(_TRIES):
         try:
@@ -146,14 +147,16 @@ class AttemptRun(ProofRun):
         """Those without a verdict.
 
         Raises:
-            UserError: one has a verdict on another proof.
+            UserError: one has a verdict on another proof, or below another statement or header.
         """
         waiting = []
         for attempt in attempts:
             line = self.done.get(attempt.key)
             if line is None:
                 waiting.append(attempt)
-            elif line["proof"] != attempt.proof:
+                continue
+            self.agree_on(attempt.theorem, line)
+            if line["proof"] != attempt.proof:
                 raise UserError(
                     f"--output={self.folder}: has a verdict on another proof of {attempt.key}; choose "
                     "another folder, or add --overwrite"

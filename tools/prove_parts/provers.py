@@ -8,6 +8,7 @@ is never trusted.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -47,6 +48,11 @@ class Theorem:
     """The statement as its author wrote it, up to where the proof begins and without it."""
     header: str = ""
     """What has to come before: imports, opened namespaces, definitions."""
+
+    @property
+    def header_sha256(self) -> str:
+        """Stands for the header in records, where it would be there once a line."""
+        return hashlib.sha256(self.header.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

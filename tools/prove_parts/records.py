@@ -114,19 +114,31 @@ class ProofRun:
         """Those without a line, in their order.
 
         Raises:
-            UserError: one has a line with another statement.
+            UserError: one has a line with another statement or header.
         """
         left = []
         for theorem in theorems:
             line = self.done.get(theorem.name)
             if line is None:
                 left.append(theorem)
-            elif line["statement"] != theorem.statement:
-                raise UserError(
-                    f"--output={self.folder}: has {theorem.name} with another statement; choose another "
-                    "folder, or add --overwrite"
-                )
+            else:
+                self.agree_on(theorem, line)
         return left
+
+    def agree_on(self, theorem: Theorem, line: Mapping[str, Any]) -> None:
+        """Raises:
+        UserError: the line is about another statement, or one below another header.
+        """
+        header = line.get("header_sha256", theorem.header_sha256)  # lines of older runs have none
+        for what, same in (
+            ("statement", line.get("statement") == theorem.statement),
+            ("header", header == theorem.header_sha256),
+        ):
+            if not same:
+                raise UserError(
+                    f"--output={self.folder}: has {theorem.name} with another {what}; choose another folder, "
+                    "or add --overwrite"
+                )
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds a line; it is on the disk when this returns."""

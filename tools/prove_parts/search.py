@@ -192,6 +192,7 @@ def search(
     return {
         "theorem": theorem.name,
         "statement": theorem.statement,
+        "header_sha256": theorem.header_sha256,
         "proved": found is not None,
         "proof": None if found is None else prover.script(found.tactics),
         "tactics": None if found is None else list(found.tactics),
