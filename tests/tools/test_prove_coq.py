@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.data.corpora import shared_folder
 from tools import prove
@@ -82,6 +84,8 @@ def test_what_has_no_end(text: str) -> None:
     "lia. (* x", "Restart", "lia" + " " * 10_000 + "; lia", "Proof using.", "Time Abort.",
     "par : Admitted.", "1,2-3: Cd \"/\".",
     'Load "x".', "BackTo 3.",
+    "trivial.(* *)Show.(* *)BackTo 5", "idtac.(* *)Admitted", "idtac.(* *)Axiom bad : False",
+    "idtac (* *).(* *). Admitted",
 ])  # fmt: skip
 def test_sentences_that_are_no_tactic(text: str) -> None:
     with pytest.raises(ValueError):
@@ -94,10 +98,38 @@ def test_sentences_that_are_no_tactic(text: str) -> None:
     ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."),
     ("exact H.admit", "exact H.admit."),
     ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."),
-    ("auto...", "auto..."),
+    ("auto...", "auto..."), ("intros; lia.(* 1 *)", "intros; lia."), ("lia.(* 1 *)(* 2 *) (* 3 *)", "lia."),
+    ("exact r.(field)", "exact r.(field)."),
 ])  # fmt: skip
 def test_tactics(text: str, sentence: str) -> None:
     assert coq_text.one_tactic(text) == sentence
+
+
+PIECES = ["idtac", ".", "(* *)", " ", "..", "...", "\u2028", '"', "(*", "*)", "Show", "r.(f)"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_one_tactic_is_one_sentence_and_stays_as_it_is(text: str) -> None:
+    try:
+        sentence = coq_text.one_tactic(text)
+    except ValueError:
+        return
+    assert coq_text.sentences(sentence) == [sentence]
+    assert coq_text.one_tactic(sentence) == sentence
+    # What coqtop would end a sentence at: a stop before a blank. There is the one at the end only.
+    bare = re.sub(r'"[^"]*"', '""', coq_text.without_comments(sentence))
+    assert re.findall(r"(?<!\.)(?:\.|\.{3})(?=[ \t\r\n]|$)", bare) in ([bare[-1]], ["..."])
+
+
+@needs_coq
+def test_a_comment_behind_a_stop_harms_nobody() -> None:
+    theorem = Theorem("plain", "Theorem plain : forall n : nat, n = n.")
+    tactics = [f"intros; reflexivity.(* {number} *)Show." for number in range(6)]
+    tactics += ["trivial.(* *)Show.(* *)BackTo 5", "intros; reflexivity.(* 7 *)"]
+    line = search(CoqProver(find_coq(), PATIENT), theorem, FixedTactics(tactics), SearchLimits(seconds=120))
+    assert (line["status"], line["deaths"]) == ("proved", 0)
+    assert line["proof"] == "intros; reflexivity."
+    assert [node["outcome"] for node in line["tree"][1:]] == ["forbidden"] * 7 + ["proved"]
 
 
 def test_the_name_is_that_of_the_last_sentence() -> None:
