@@ -20,6 +20,7 @@ import pytest
 from megatron.neox_arguments.errors import UserError
 from tests.tools import repl_stand_in
 from tools import prove
+from tools.prove_parts import prover_options
 from tools.prove_parts.records import read_proofs
 from tools.prove_parts.report import as_markdown, summary
 from tools.prove_parts.theorems import read_theorems
@@ -151,6 +152,58 @@ def test_what_does_not_go_together(
         [*place, "--output", str(tmp_path / "output"), "--limit", "1", "--max-expansions", "7", "--overwrite"]
     )
     assert read_proofs(tmp_path / "output" / "proofs.jsonl").keys() == {"t0"}
+
+
+def test_what_decides_is_in_the_settings(place: list[str], tmp_path: Path) -> None:
+    args = prove._parser().parse_args([
+        *place, "--output", "o", "--start-timeout", "3", "--check-timeout", "4", "--coq-option=-R a B"
+    ])  # fmt: skip
+    args.prover = "coq"
+    found = prover_options.deciding_settings(args)
+    assert found["coq_options"] == ["-R a B"]
+    assert (found["start_seconds"], found["check_seconds"], found["tactic_seconds"]) == (3.0, 4.0, 60.0)
+
+
+def test_what_met_a_time_limit_can_be_tried_again(
+    place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "output"
+    command = [*place, "--output", str(folder)]
+    prove.main([*command, "--limit", "4"])
+    settled = read_proofs(folder / "proofs.jsonl")
+    tried: dict[str, dict[str, Any]] = {
+        "t4": line(theorem="t4", status="timeout"),
+        "t5": line(theorem="t5", status="prover_died"),
+        "t7": line(
+            theorem="t7", tree=[{"parent": None, "outcome": "open"}, {"parent": 0, "outcome": "timeout"}]
+        ),
+        "t8": line(theorem="t8", rejected=[{"proof": "x", "message": "no answer in 3 s", "unsettled": True}]),
+        "t10": line(theorem="t10", rejected=[{"proof": "x", "message": "wrong", "unsettled": False}]),
+    }
+    rows = map(json.loads, (tmp_path / "theorems.jsonl").read_text().splitlines())
+    statements = {row["full_name"]: row["statement"] for row in rows}
+    with (folder / "proofs.jsonl").open("a") as file:
+        for name, each in tried.items():
+            file.write(json.dumps({**each, "statement": statements[name]}) + "\n")
+    for options, words in (
+        (["--check-timeout", "301"], "check_seconds=300.0 and now 301.0"),
+        (["--check-timeout", "299", "--try-again"], "check_seconds=300.0 and now 299.0"),
+        (["--max-expansions", "101", "--try-again"], "max_expansions=100 and now 101"),
+    ):
+        with pytest.raises(SystemExit):
+            prove.main([*command, *options])
+        said = capsys.readouterr().err
+        assert words in said
+        assert ("or --try-again" in said) == (options[-1] == "301")
+    prove.main([*command, "--check-timeout", "301", "--try-again"])
+    found = read_proofs(folder / "proofs.jsonl")
+    assert {name for name, each in found.items() if each["proved"]} == {
+        f"t{n}" for n in range(12) if n % 3
+    } - {"t10"}
+    assert found["t10"] == {**tried["t10"], "statement": statements["t10"]}  # a wrong proof stays one
+    assert [found[name] for name in settled] == list(settled.values())
+    assert json.loads((folder / "settings.json").read_text())["check_seconds"] == 301.0
+    prove.main([*command, "--check-timeout", "301"])
 
 
 def refusal_of_native(place: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -20,7 +20,8 @@ from eval_tasks.results.samples import Sample, SampleWriter
 from tests.tools.isabelle_stand_in import serving
 from tools import prove
 from tools.prove_parts import prover_options
-from tools.prove_parts.provers import Theorem, Verdict
+from tools.prove_parts.coq import CoqProver, find_coq
+from tools.prove_parts.provers import Limits, ProverDied, Theorem, Verdict
 
 ROOT = Path(__file__).parents[2]
 TASK = "llemma_minif2f_isabelle"
@@ -220,12 +221,13 @@ def test_other_settings_and_other_proofs_are_refused(
 
 
 class Agreeing:
-    """A checker to which everything is a proof of everything."""
+    """A checker to which everything is a proof of everything, for which there is time."""
 
     language = "coq"
+    has_time = True
 
     def check(self, theorem: Theorem, proof: str) -> Verdict:
-        return Verdict(True)
+        return Verdict(True) if self.has_time else Verdict(False, "no answer in 1 s", unsettled=True)
 
     def close(self) -> None:
         pass
@@ -237,6 +239,36 @@ def agreeing(monkeypatch: pytest.MonkeyPatch) -> Agreeing:
     checker = Agreeing()
     monkeypatch.setattr(prover_options, "make_checker", lambda args: lambda: checker)
     return checker
+
+
+def test_a_proof_that_had_no_time_is_checked_again(tmp_path: Path, agreeing: Agreeing) -> None:
+    with SampleWriter(tmp_path, "any") as writer:
+        writer.append([Sample("any", "a", 0, "", "Theorem a : True.", generation="exact I.")])
+    command = ["whole", str(tmp_path / "samples_any.jsonl"), "--prover", "coq"]
+    command += ["--output", str(tmp_path / "out"), "--failures", str(tmp_path / "rows.jsonl")]
+    agreeing.has_time = False
+    prove.main(command)
+    (attempt,) = lines_of(tmp_path / "out" / "attempts.jsonl")
+    assert (attempt["ok"], attempt["status"]) == (False, "timed out")
+    assert len(lines_of(tmp_path / "rows.jsonl")) == 1
+    agreeing.has_time = True
+    prove.main(command)  # alone it does not forget a verdict
+    assert lines_of(tmp_path / "out" / "attempts.jsonl") == [attempt]
+    prove.main([*command, "--try-again"])
+    (attempt,) = lines_of(tmp_path / "out" / "attempts.jsonl")
+    assert (attempt["ok"], attempt["status"]) == (True, "proved")
+
+
+def test_coq_tells_a_time_limit_from_a_refusal() -> None:
+    if shutil.which("coqc") is None:
+        pytest.skip("needs Coq (Debian: coq)")
+    prover = CoqProver(find_coq(), Limits(check_seconds=2))
+    verdict = prover.check(Theorem("a", "Theorem a : True."), "do 1000000000000 idtac.")
+    assert (verdict.ok, verdict.unsettled, verdict.message) == (False, True, "no answer in 2 s")
+    with pytest.raises(ProverDied, match="no answer in 0.001 s"):
+        CoqProver(find_coq(), Limits(check_seconds=0.001)).check(
+            Theorem("a", "Theorem a : True."), "exact I."
+        )
 
 
 @pytest.mark.parametrize(

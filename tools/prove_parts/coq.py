@@ -271,7 +271,10 @@ class CoqProver:
             return Verdict(False, str(error))
         type_of_statement = self._type_of_statement(theorem, name)
         with tempfile.TemporaryDirectory(prefix="prover-", ignore_cleanup_errors=True) as folder:
-            refusal = self._compile(Path(folder), theorem, f"{text}\nQed.")
+            try:
+                refusal = self._compile(Path(folder), theorem, f"{text}\nQed.")
+            except NoAnswer as error:
+                return Verdict(False, str(error), round(time.monotonic() - begun, 3), unsettled=True)
             if refusal is None:
                 refusal, axioms = self._judge(Path(folder), name, type_of_statement)
             else:
@@ -296,7 +299,11 @@ class CoqProver:
         return self._stated[1]
 
     def _compile(self, folder: Path, theorem: Theorem, rest: str) -> str | None:
-        """Compiles statement and proof; None, or why it failed."""
+        """Compiles statement and proof; None, or why it failed.
+
+        Raises:
+            NoAnswer: it takes longer than `check_seconds`.
+        """
         file = folder / f"{_MODULE}.v"
         text = f"{theorem.header}\n{theorem.statement}\nProof.\n{rest}\n"
         file.write_text(text, encoding="utf-8", errors="replace")
@@ -318,7 +325,7 @@ class CoqProver:
             self._limits.output_bytes,
         )
         if done.timed_out:
-            return f"no answer in {self._limits.check_seconds:g} s"
+            raise NoAnswer(f"no answer in {self._limits.check_seconds:g} s")
         return None if done.code == 0 else _error_of(done.output) or f"coqc ended with {done.code}"
 
     def _fresh_top(self, folder: Path) -> _Coqtop:

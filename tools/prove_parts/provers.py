@@ -92,6 +92,8 @@ class Verdict:
     seconds: float = 0.0
     axioms: tuple[str, ...] = ()
     """What the proof rests on, where the prover can tell."""
+    unsettled: bool = False
+    """Whether only a time limit is why not: with more time the verdict may be another."""
 
 
 class Checker(Protocol):
