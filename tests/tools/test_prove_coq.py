@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,6 +216,63 @@ def test_a_killed_coqtop_is_followed_by_another() -> None:
         assert steady.deaths <= 1  # none, where the death was seen before the next tactic
     finally:
         steady.close()
+
+
+@needs_coq
+def test_a_killed_search_leaves_no_prover_and_the_next_one_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"name": "a", "statement": "Theorem a : True."}))
+    (tmp_path / "long.txt").write_text("do 1000000000000 idtac\n")
+    program = [sys.executable, str(Path(prove.__file__)), "search", "--prover", "coq", "--theorems"]
+    program += [str(tmp_path / "t.jsonl"), "--tactics", str(tmp_path / "long.txt"), "--tactic-timeout"]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(
+        [*program, "600", "--output", str(tmp_path / "o")], env=environment, stdout=subprocess.DEVNULL
+    ) as search_process:
+        children = Path(f"/proc/{search_process.pid}/task")
+        end = time.monotonic() + 120
+        found: list[int] = []
+        while not found and time.monotonic() < end and search_process.poll() is None:
+            time.sleep(0.05)
+            named = " ".join(each.read_text() for each in children.glob("*/children")).split()
+            found = [int(pid) for pid in named if _runs_coq(int(pid))]
+        search_process.kill()
+        search_process.wait(60)
+    assert found, "no prover was started"
+    while any(_runs_coq(pid) for pid in found) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(_runs_coq(pid) for pid in found)
+    assert len(list(temporary.iterdir())) == 1
+    kept = temporary / "llemma-prover-kept"
+    kept.mkdir()
+    held = os.open(kept, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a run that goes on holds its own
+    subprocess.run(
+        [*program, "1", "--output", str(tmp_path / "p")], env=environment, check=True, timeout=120,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(held)
+    assert list(temporary.iterdir()) == [kept]
+
+
+def _runs_coq(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and b"coqtop" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@needs_coq
+def test_a_session_has_a_bound_of_processor_time() -> None:
+    session = CoqProver(find_coq(), Limits(tactic_seconds=7)).open(SWAP)
+    try:
+        session.apply(session.root, "intros n m")
+        soft, _ = resource.prlimit(session.pid, resource.RLIMIT_CPU)
+        assert 7 <= soft < 60
+    finally:
+        session.close()
 
 
 @needs_coq

@@ -13,7 +13,6 @@ import math
 import re
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from megatron.neox_arguments.errors import UserError
 from tools.prove_parts import coq_text
 from tools.prove_parts.bounded_process import Conversation, NoAnswer, TooMuchOutput, run_bounded
 from tools.prove_parts.provers import BadStatement, Limits, Outcome, ProverDied, State, Theorem, Verdict
+from tools.prove_parts.scratch import scratch_folder
 
 # What Coq's standard library adds to its logic, classical reals included; consistent together (the page
 # "CoqAndAxioms" of Coq's wiki). Full names, as `About` says them.
@@ -270,13 +270,13 @@ class CoqProver:
         except ValueError as error:
             return Verdict(False, str(error))
         type_of_statement = self._type_of_statement(theorem, name)
-        with tempfile.TemporaryDirectory(prefix="prover-", ignore_cleanup_errors=True) as folder:
+        with scratch_folder() as folder:
             try:
-                refusal = self._compile(Path(folder), theorem, f"{text}\nQed.")
+                refusal = self._compile(folder, theorem, f"{text}\nQed.")
             except NoAnswer as error:
                 return Verdict(False, str(error), round(time.monotonic() - begun, 3), unsettled=True)
             if refusal is None:
-                refusal, axioms = self._judge(Path(folder), name, type_of_statement)
+                refusal, axioms = self._judge(folder, name, type_of_statement)
             else:
                 axioms = ()
         return Verdict(refusal is None, refusal or "", round(time.monotonic() - begun, 3), axioms)
@@ -287,11 +287,11 @@ class CoqProver:
     def _type_of_statement(self, theorem: Theorem, name: str) -> str:
         """What the user's text states, with everything printed, by a Coq that has seen no proof."""
         if self._stated is None or self._stated[0] != theorem:
-            with tempfile.TemporaryDirectory(prefix="prover-", ignore_cleanup_errors=True) as folder:
-                refusal = self._compile(Path(folder), theorem, "Admitted.")
+            with scratch_folder() as folder:
+                refusal = self._compile(folder, theorem, "Admitted.")
                 if refusal is not None:
                     raise BadStatement(refusal)
-                top = self._fresh_top(Path(folder))
+                top = self._fresh_top(folder)
                 try:
                     self._stated = theorem, self._type_of(top, name)
                 finally:

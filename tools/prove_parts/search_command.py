@@ -20,6 +20,7 @@ from tools.prove_parts.proposers import Proposer, read_tactics
 from tools.prove_parts.provers import Prover, Theorem
 from tools.prove_parts.records import ProofRun
 from tools.prove_parts.report import as_markdown, summary, write_report
+from tools.prove_parts.scratch import sweep
 from tools.prove_parts.theorems import read_theorems
 from tools.prove_parts.workers import records_of
 
@@ -151,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
         def work(prover: Prover, theorem: Theorem, stopped: Callable[[], bool]) -> dict[str, Any]:
             return search.search(prover, theorem, proposer, limits, stopped)
 
+        sweep()
         proof_run = ProofRun(args.output, settings, args.overwrite, args.try_again)
         try:
             remaining = proof_run.remaining(theorems)

@@ -23,6 +23,7 @@ from tools.prove_parts import prover_options
 from tools.prove_parts.attempts import REFUSED, TIMED_OUT, Attempt, AttemptRun, judged, read_attempts
 from tools.prove_parts.records import PROOFS
 from tools.prove_parts.report import as_markdown, summary, write_report
+from tools.prove_parts.scratch import sweep
 from tools.prove_parts.workers import records_of
 
 SUMMARY = "check whole proofs that evaluate.py had written"
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.results[0]}: holds no sample; finish the run with the command that began it")
     make_checker = prover_options.make_checker(args)
     settings = _settings(args, header)
+    sweep()
     attempt_run = AttemptRun(args.output, settings, args.overwrite, args.try_again)
     try:
         lines = {attempt.key: attempt_run.done.get(attempt.key) for attempt in attempts}
