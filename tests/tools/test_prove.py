@@ -21,6 +21,7 @@ from megatron.neox_arguments.errors import UserError
 from tests.tools import repl_stand_in
 from tools import prove
 from tools.prove_parts import prover_options
+from tools.prove_parts.proposers import read_tactics
 from tools.prove_parts.records import read_proofs
 from tools.prove_parts.report import as_markdown, summary
 from tools.prove_parts.theorems import read_theorems
@@ -231,6 +232,12 @@ def test_a_search_with_tactics_imports_no_torch() -> None:
 @pytest.mark.parametrize(("language", "row", "statement"), [
     ("coq", {"name": "a", "source": "Lemma a : True.\nProof.\nAdmitted.\n"}, "Lemma a : True."),
     ("coq", {"name": "a", "statement": "Lemma a : True."}, "Lemma a : True."),
+    ("coq", {"name": "a", "source": "Lemma a : True.\nProof.\n (* TODO *)\nAdmitted.\n"}, "Lemma a : True."),
+    ("coq", {"name": "a", "source": "Lemma a : (* x. *) True. (* y. *) Proof with auto. Abort."},
+     "Lemma a : (* x. *) True."),
+    ("coq", {"name": "a", "source": "Lemma Proof_a : Admitted."}, "Lemma Proof_a : Admitted."),
+    ("coq", {"name": "a", "source": "Lemma b : 1 = 1. Admitted. Lemma a : \u2028 True. Proof."},
+     "Lemma b : 1 = 1. Admitted. Lemma a : \u2028 True."),
     ("lean", {"full_name": "a", "statement": "theorem a : True := by sorry"}, "theorem a : True"),
     ("lean", {"id": "a", "formal_statement": "theorem a : 1 = 1 :=\nsorry\n"}, "theorem a : 1 = 1"),
     ("lean", {"id": "a", "statement": "theorem a : True := by"}, "theorem a : True"),
@@ -239,12 +246,15 @@ def test_theorems_in_the_forms_of_their_editions(
     tmp_path: Path, language: str, row: dict[str, str], statement: str
 ) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text(json.dumps(row) + "\n\n")
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
     (theorem,) = read_theorems(path, language, header="H")
     assert (theorem.name, theorem.statement, theorem.header) == ("a", statement, "H")
 
 
 @pytest.mark.parametrize(("content", "message"), [
+    ('{"name": "sur\\ud800", "statement": "x"}', "t.jsonl:1: name: holds .*ud800"),
+    ('{"name": "a", "statement": "x"}\n{"name": "b", "statement": "\\udc00"}', "t.jsonl:2: statement: holds"),
+    ('{"name": "a", "statement": "x", "header": "\\udc00"}', "t.jsonl:1: header: holds"),
     ("{", "t.jsonl:1: is no JSON"), ("[1]", "t.jsonl:1: is no JSON object"),
     ('{"name": "a"}', "no text under statement"),
     ('{"statement": "x"}', "--name-key"), ("", "has no theorem"),
@@ -257,6 +267,32 @@ def test_theorems_that_cannot_be_read(tmp_path: Path, content: str, message: str
         read_theorems(tmp_path / "t.jsonl", "coq")
     with pytest.raises(UserError, match="cannot be read"):
         read_theorems(tmp_path / "absent", "coq")
+
+
+def test_a_list_of_tactics_has_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes('idtac "a\u2028b"\r\n# no\n\nlia'.encode())
+    assert [each.tactic for each in read_tactics(tmp_path / "t.txt").propose("")] == [
+        'idtac "a\u2028b"',
+        "lia",
+    ]
+
+
+ROOT_NODE = {"parent": None, "outcome": "open", "cost": 0.0}
+
+
+@pytest.mark.parametrize("tree", [
+    [{"foo": 1}], ["x"], [{**ROOT_NODE, "parent": 0}], [ROOT_NODE, ROOT_NODE], [{**ROOT_NODE, "cost": None}],
+    [ROOT_NODE, {**ROOT_NODE, "parent": 2, "tactic": "a"}, {**ROOT_NODE, "parent": 1, "tactic": "b"}],
+    [ROOT_NODE, {**ROOT_NODE, "parent": 0, "outcome": "error"}], [{**ROOT_NODE, "expanded": "x"}],
+])  # fmt: skip
+def test_a_tree_that_no_search_has_written(
+    tmp_path: Path, tree: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "proofs.jsonl").write_text(json.dumps(line(tree=tree)) + "\n")
+    with pytest.raises(SystemExit) as ended:
+        prove.main(["tree", str(tmp_path), "t", "--output", str(tmp_path / "t.html")])
+    assert ended.value.code == 2
+    assert f"theorem=t: tree: node {len(tree) > 1:d} is none" in capsys.readouterr().err
 
 
 def line(**changes: Any) -> dict[str, Any]:

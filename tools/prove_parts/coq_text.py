@@ -22,7 +22,7 @@ _STATEMENT = re.compile(
     r"(?:#\[[^\]]*\]\s*)*(?:(?:Local|Global|Program|Polymorphic|Monomorphic)\s+)*"
     r"(?:Theorem|Lemma|Fact|Remark|Corollary|Proposition|Property|Example|Definition)\s+([\w']+)"
 )
-
+_FRAME = re.compile(r"(?:Proof(?:\s+(?:using|with)\b.*)?|Admitted|Abort)\s*\.", re.DOTALL)
 # A line that a pipe takes whole, whether or not its reader reads.
 _LONGEST_TACTIC_CHARACTERS = 10_000
 
@@ -96,6 +96,22 @@ def sentences(text: str) -> list[str]:
         found.append(text[at:end])
         at = _after_blanks(text, end)
     return found
+
+
+def without_frame(statement: str) -> str:
+    """A statement without what begins or replaces its proof (`Proof.`, `Admitted.`, `Abort.`), and without
+    comments around that. Text that is not whole stays as it is."""
+    at, end = 0, 0
+    try:
+        at = _after_blanks(statement, at)
+        while at < len(statement):
+            begun, at = at, _after_sentence(statement, at)
+            if not _FRAME.fullmatch(without_comments(statement[begun:at])):
+                end = at
+            at = _after_blanks(statement, at)
+    except Unfinished:
+        return statement
+    return statement[:end]
 
 
 def without_comments(sentence: str) -> str:
