@@ -236,7 +236,7 @@ def test_a_killed_search_leaves_no_prover_and_the_next_one_its_folders(tmp_path:
         while not found and time.monotonic() < end and search_process.poll() is None:
             time.sleep(0.05)
             named = " ".join(each.read_text() for each in children.glob("*/children")).split()
-            found = [int(pid) for pid in named if _runs_coq(int(pid))]
+            found = [int(pid) for pid in named if _runs_coq(int(pid), 1.5)]
         search_process.kill()
         search_process.wait(60)
     assert found, "no prover was started"
@@ -256,12 +256,14 @@ def test_a_killed_search_leaves_no_prover_and_the_next_one_its_folders(tmp_path:
     assert list(temporary.iterdir()) == [kept]
 
 
-def _runs_coq(pid: int) -> bool:
+def _runs_coq(pid: int, cpu_seconds: float = 0.0) -> bool:
+    """Whether it is a coqtop that has taken so much processor time: past its start, within a tactic."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z" and b"coqtop" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        is_coq = b"coqtop" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return is_coq and fields[0] != "Z" and int(fields[11]) >= cpu_seconds * os.sysconf("SC_CLK_TCK")
 
 
 @needs_coq
