@@ -20,7 +20,7 @@ from eval_tasks.results.samples import Sample, SampleWriter
 from tests.tools.isabelle_stand_in import serving
 from tools import prove
 from tools.prove_parts import prover_options
-from tools.prove_parts.coq import CoqProver, find_coq
+from tools.prove_parts.coq import CoqProver, find_coq, proof_text
 from tools.prove_parts.provers import Limits, ProverDied, Theorem, Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +87,9 @@ def test_isabelle_from_samples_to_pass_at_k(tmp_path: Path, capsys: pytest.Captu
         by_counting = sum(1 - comb(4 - right, k) / comb(4, k) for right in (2, 1, 0)) / 3
         assert found["metrics"][f"pass@{k}"]["value"] == pytest.approx(by_counting)
     assert found["proved_in_round"] == [2]
+    assert found["attempts"] == {"refused": 9, "proved": 3}
+    assert "; 12 proofs checked: 9 refused, 3 proved." in (output / "results.md").read_text()
+    assert "tactic" not in (output / "results.md").read_text()
     assert found["published"]["Llemma 7B"]["proved"] == 0.221
     assert isinstance(found["comparable"], str)
     assert "pass@4 66.7%" in capsys.readouterr().out
@@ -269,6 +272,45 @@ def test_coq_tells_a_time_limit_from_a_refusal() -> None:
         CoqProver(find_coq(), Limits(check_seconds=0.001)).check(
             Theorem("a", "Theorem a : True."), "exact I."
         )
+
+
+@pytest.mark.parametrize(("proof", "read"), [
+    ("Proof. lia. Defined.", ("Proof.", "lia.")), ("Proof  . (* x *) lia. Qed (* y *) .", ("Proof.", "lia.")),
+    ("Proof with auto. intros... Qed.", ("Proof with auto.", "intros...")),
+    ("Proof using x y. lia.", ("Proof.", "lia.")),
+    ("Proof using Type with auto. lia.", ("Proof with auto.", "lia.")),
+    ("Proof using. eapply f. Unshelve. lia.", ("Proof.", "eapply f.\nUnshelve.\nlia.")),
+    ("lia.", ("Proof.", "lia.")), ("Defined.", ("Proof.", "")),
+])  # fmt: skip
+def test_a_proof_of_coq_without_its_frame(proof: str, read: tuple[str, str]) -> None:
+    assert proof_text(proof) == read
+
+
+@pytest.mark.parametrize("proof", [
+    "Proof I.", "Proof with admit. intros... Qed.", "Proof with Admitted. Qed.", "Proof. lia. Defined. Qed.",
+    "Proof. lia. Qed. Axiom a : False.", "Proof. Unshelve Axiom.", "Proof. Admitted.", "Qed. lia.",
+    "Proof. Save a.",
+    "Proof with auto; give_up. Qed.", "Proof. all: Unshelve.", "Proof. Proof. lia.",
+])  # fmt: skip
+def test_what_no_frame_may_hide(proof: str) -> None:
+    with pytest.raises(ValueError, match="forbidden"):
+        proof_text(proof)
+
+
+def test_coq_takes_proofs_in_their_frames() -> None:
+    if shutil.which("coqc") is None:
+        pytest.skip("needs Coq (Debian: coq)")
+    prover = CoqProver(find_coq(), Limits())
+    theorem = Theorem("a", "Theorem a : exists n : nat, n = n /\\ True.")
+    for proof in (
+        "Proof. exists 0. split; [reflexivity | exact I]. Defined.",
+        "Proof with auto. exists 0... Qed.",
+        "Proof using. unshelve eexists. shelve. split; reflexivity. Unshelve. exact 0. Defined.".replace(
+            "split; reflexivity", "split; [reflexivity | exact I]"
+        ),
+    ):
+        assert prover.check(theorem, proof).ok, proof
+    assert not prover.check(theorem, "Proof. eexists. shelve. Defined.").ok
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,13 @@ _GRACE_SECONDS = 5.0
 # Goals whose hypotheses are asked for; of more than these the conclusions are told apart.
 _GOALS_IN_FULL = 16
 _MODULE = "Replayed"
+# `Proof using` says which variables of a section a proof needs; a theorem that stands alone has none.
+_OPENING = re.compile(
+    r"Proof(?:\s+using\b[\w\s'*]*?)?(?:\s+with\s+(?P<tactic>[^.]+?))?(?:\s+using\b[\w\s'*]*)?\s*\."
+)
+_ENDING = re.compile(r"(?:Qed|Defined)\s*\.")
+# It makes goals of what tactics have shelved, all of which `Qed.` wants proved.
+_HARMLESS_COMMANDS = frozenset({"Unshelve."})
 
 
 @dataclass(frozen=True)
@@ -266,13 +273,13 @@ class CoqProver:
         except ValueError as error:
             raise BadStatement(str(error)) from None
         try:
-            text = _proof_text(proof)
+            opening, text = proof_text(proof)
         except ValueError as error:
             return Verdict(False, str(error))
         type_of_statement = self._type_of_statement(theorem, name)
         with scratch_folder() as folder:
             try:
-                refusal = self._compile(folder, theorem, f"{text}\nQed.")
+                refusal = self._compile(folder, theorem, f"{opening}\n{text}\nQed.")
             except NoAnswer as error:
                 return Verdict(False, str(error), round(time.monotonic() - begun, 3), unsettled=True)
             if refusal is None:
@@ -288,7 +295,7 @@ class CoqProver:
         """What the user's text states, with everything printed, by a Coq that has seen no proof."""
         if self._stated is None or self._stated[0] != theorem:
             with scratch_folder() as folder:
-                refusal = self._compile(folder, theorem, "Admitted.")
+                refusal = self._compile(folder, theorem, "Proof.\nAdmitted.")
                 if refusal is not None:
                     raise BadStatement(refusal)
                 top = self._fresh_top(folder)
@@ -305,7 +312,7 @@ class CoqProver:
             NoAnswer: it takes longer than `check_seconds`.
         """
         file = folder / f"{_MODULE}.v"
-        text = f"{theorem.header}\n{theorem.statement}\nProof.\n{rest}\n"
+        text = f"{theorem.header}\n{theorem.statement}\n{rest}\n"
         file.write_text(text, encoding="utf-8", errors="replace")
         done = run_bounded(
             [
@@ -378,19 +385,23 @@ class CoqProver:
             top.close()
 
 
-def _proof_text(proof: str) -> str:
-    """The sentences of a proof, one a line, `Proof.` and `Qed.` around them left out.
+def proof_text(proof: str) -> tuple[str, str]:
+    """How a proof begins (`Proof.`, or `Proof with` a tactic), and its sentences, one a line, without those
+    that begin and end it. Whatever ended it, it ends with `Qed.` here, which makes the theorem opaque and
+    nothing else.
 
     Raises:
         ValueError: a sentence may not stand in a proof, or the text is not whole.
     """
     found = coq_text.sentences(proof)
-    if found and found[0].split() == ["Proof."]:
+    opening = _OPENING.fullmatch(coq_text.without_comments(found[0])) if found else None
+    if opening:
         found = found[1:]
-    if found and found[-1].split() == ["Qed."]:
+    if found and _ENDING.fullmatch(coq_text.without_comments(found[-1])):
         found = found[:-1]
-    for sentence in found:
-        reason = coq_text.why_forbidden(sentence)
+    ending = opening["tactic"] if opening else None  # what `...` ends a sentence with
+    for sentence in [*found, *([f"{ending}."] if ending else [])]:
+        reason = None if sentence in _HARMLESS_COMMANDS else coq_text.why_forbidden(sentence)
         if reason is not None:
             raise ValueError(f"forbidden: {sentence[:80]} {reason}")
-    return "\n".join(found)
+    return f"Proof with {ending}." if ending else "Proof.", "\n".join(found)

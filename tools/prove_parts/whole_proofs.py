@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,8 @@ def report(
     """The content of `results.json`: theorems proved in any round, and pass@k of the first round."""
     content = summary(task, proofs, settings)
     found = content["tasks"][task]
+    statuses = Counter(verdicts[attempt.key]["status"] for attempt in attempts)
+    found["attempts"] = dict(statuses.most_common())
     first: dict[str, list[bool]] = {}
     for attempt in attempts:
         if attempt.round == 0:
