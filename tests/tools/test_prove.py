@@ -126,6 +126,17 @@ def test_ctrl_c_stops_and_leaves_no_prover(place: list[str], tmp_path: Path) -> 
     assert len(read_proofs(tmp_path / "output" / "proofs.jsonl")) < 12
 
 
+def test_a_reader_that_leaves_ends_the_run_quietly(place: list[str], tmp_path: Path) -> None:
+    process = start(place, tmp_path / "output")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # as `head -0` does
+    assert process.wait(120) == 141
+    assert process.stderr.read() == ""
+    prove.main([*place, "--output", str(tmp_path / "output")])  # it goes on from there
+    assert len(read_proofs(tmp_path / "output" / "proofs.jsonl")) == 12
+
+
 def test_what_does_not_go_together(
     place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
