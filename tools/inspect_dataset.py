@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron.data.token_file import TokenFile
+from megatron.neox_arguments.closed_pipe import exit_when_nobody_reads
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
 from megatron.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer
 
@@ -255,12 +254,8 @@ def main() -> None:
     """The command."""
     args = _parser().parse_args()
     _check(args)
-    try:
+    with exit_when_nobody_reads():
         show(args, print)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough, as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        sys.exit(128 + signal.SIGPIPE)
 
 
 if __name__ == "__main__":

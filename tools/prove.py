@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from megatron.neox_arguments.closed_pipe import exit_when_nobody_reads
 from megatron.neox_arguments.errors import exit_on_user_error
 
 # Each is a module with SUMMARY, EPILOG, add_arguments(parser) and run(args).
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with exit_when_nobody_reads():
+            args.run(args)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

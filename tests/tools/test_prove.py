@@ -20,6 +20,8 @@ import pytest
 from megatron.neox_arguments.errors import UserError
 from tests.tools import repl_stand_in
 from tools import prove
+from tools.prove_parts import prover_options
+from tools.prove_parts.proposers import read_tactics
 from tools.prove_parts.records import read_proofs
 from tools.prove_parts.report import as_markdown, summary
 from tools.prove_parts.theorems import read_theorems
@@ -124,6 +126,17 @@ def test_ctrl_c_stops_and_leaves_no_prover(place: list[str], tmp_path: Path) -> 
     assert len(read_proofs(tmp_path / "output" / "proofs.jsonl")) < 12
 
 
+def test_a_reader_that_leaves_ends_the_run_quietly(place: list[str], tmp_path: Path) -> None:
+    process = start(place, tmp_path / "output")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # as `head -0` does
+    assert process.wait(120) == 141
+    assert process.stderr.read() == ""
+    prove.main([*place, "--output", str(tmp_path / "output")])  # it goes on from there
+    assert len(read_proofs(tmp_path / "output" / "proofs.jsonl")) == 12
+
+
 def test_what_does_not_go_together(
     place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +154,8 @@ def test_what_does_not_go_together(
     (tmp_path / "tactics.txt").write_text("\n".join(TACTICS))
     (tmp_path / "theorems.jsonl").write_text(rows.replace("t1 (n", "t1 (m"))
     assert "t1 with another statement" in refusal()
+    (tmp_path / "theorems.jsonl").write_text(rows.replace('"t1", ', '"t1", "header": "open Nat", '))
+    assert "t1 with another header" in refusal()
     (tmp_path / "theorems.jsonl").write_text(rows)
     assert "has no .lake" in refusal("--lean-repl", str(tmp_path))
     assert "--decoding=beam" in refusal_of_native(place, tmp_path, capsys)
@@ -149,6 +164,58 @@ def test_what_does_not_go_together(
         [*place, "--output", str(tmp_path / "output"), "--limit", "1", "--max-expansions", "7", "--overwrite"]
     )
     assert read_proofs(tmp_path / "output" / "proofs.jsonl").keys() == {"t0"}
+
+
+def test_what_decides_is_in_the_settings(place: list[str], tmp_path: Path) -> None:
+    args = prove._parser().parse_args([
+        *place, "--output", "o", "--start-timeout", "3", "--check-timeout", "4", "--coq-option=-R a B"
+    ])  # fmt: skip
+    args.prover = "coq"
+    found = prover_options.deciding_settings(args)
+    assert found["coq_options"] == ["-R a B"]
+    assert (found["start_seconds"], found["check_seconds"], found["tactic_seconds"]) == (3.0, 4.0, 60.0)
+
+
+def test_what_met_a_time_limit_can_be_tried_again(
+    place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "output"
+    command = [*place, "--output", str(folder)]
+    prove.main([*command, "--limit", "4"])
+    settled = read_proofs(folder / "proofs.jsonl")
+    tried: dict[str, dict[str, Any]] = {
+        "t4": line(theorem="t4", status="timeout"),
+        "t5": line(theorem="t5", status="prover_died"),
+        "t7": line(
+            theorem="t7", tree=[{"parent": None, "outcome": "open"}, {"parent": 0, "outcome": "timeout"}]
+        ),
+        "t8": line(theorem="t8", rejected=[{"proof": "x", "message": "no answer in 3 s", "unsettled": True}]),
+        "t10": line(theorem="t10", rejected=[{"proof": "x", "message": "wrong", "unsettled": False}]),
+    }
+    rows = map(json.loads, (tmp_path / "theorems.jsonl").read_text().splitlines())
+    statements = {row["full_name"]: row["statement"] for row in rows}
+    with (folder / "proofs.jsonl").open("a") as file:
+        for name, each in tried.items():
+            file.write(json.dumps({**each, "statement": statements[name]}) + "\n")
+    for options, words in (
+        (["--check-timeout", "301"], "check_seconds=300.0 and now 301.0"),
+        (["--check-timeout", "299", "--try-again"], "check_seconds=300.0 and now 299.0"),
+        (["--max-expansions", "101", "--try-again"], "max_expansions=100 and now 101"),
+    ):
+        with pytest.raises(SystemExit):
+            prove.main([*command, *options])
+        said = capsys.readouterr().err
+        assert words in said
+        assert ("or --try-again" in said) == (options[-1] == "301")
+    prove.main([*command, "--check-timeout", "301", "--try-again"])
+    found = read_proofs(folder / "proofs.jsonl")
+    assert {name for name, each in found.items() if each["proved"]} == {
+        f"t{n}" for n in range(12) if n % 3
+    } - {"t10"}
+    assert found["t10"] == {**tried["t10"], "statement": statements["t10"]}  # a wrong proof stays one
+    assert [found[name] for name in settled] == list(settled.values())
+    assert json.loads((folder / "settings.json").read_text())["check_seconds"] == 301.0
+    prove.main([*command, "--check-timeout", "301"])
 
 
 def refusal_of_native(place: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -176,6 +243,12 @@ def test_a_search_with_tactics_imports_no_torch() -> None:
 @pytest.mark.parametrize(("language", "row", "statement"), [
     ("coq", {"name": "a", "source": "Lemma a : True.\nProof.\nAdmitted.\n"}, "Lemma a : True."),
     ("coq", {"name": "a", "statement": "Lemma a : True."}, "Lemma a : True."),
+    ("coq", {"name": "a", "source": "Lemma a : True.\nProof.\n (* TODO *)\nAdmitted.\n"}, "Lemma a : True."),
+    ("coq", {"name": "a", "source": "Lemma a : (* x. *) True. (* y. *) Proof with auto. Abort."},
+     "Lemma a : (* x. *) True."),
+    ("coq", {"name": "a", "source": "Lemma Proof_a : Admitted."}, "Lemma Proof_a : Admitted."),
+    ("coq", {"name": "a", "source": "Lemma b : 1 = 1. Admitted. Lemma a : \u2028 True. Proof."},
+     "Lemma b : 1 = 1. Admitted. Lemma a : \u2028 True."),
     ("lean", {"full_name": "a", "statement": "theorem a : True := by sorry"}, "theorem a : True"),
     ("lean", {"id": "a", "formal_statement": "theorem a : 1 = 1 :=\nsorry\n"}, "theorem a : 1 = 1"),
     ("lean", {"id": "a", "statement": "theorem a : True := by"}, "theorem a : True"),
@@ -184,12 +257,15 @@ def test_theorems_in_the_forms_of_their_editions(
     tmp_path: Path, language: str, row: dict[str, str], statement: str
 ) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text(json.dumps(row) + "\n\n")
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
     (theorem,) = read_theorems(path, language, header="H")
     assert (theorem.name, theorem.statement, theorem.header) == ("a", statement, "H")
 
 
 @pytest.mark.parametrize(("content", "message"), [
+    ('{"name": "sur\\ud800", "statement": "x"}', "t.jsonl:1: name: holds .*ud800"),
+    ('{"name": "a", "statement": "x"}\n{"name": "b", "statement": "\\udc00"}', "t.jsonl:2: statement: holds"),
+    ('{"name": "a", "statement": "x", "header": "\\udc00"}', "t.jsonl:1: header: holds"),
     ("{", "t.jsonl:1: is no JSON"), ("[1]", "t.jsonl:1: is no JSON object"),
     ('{"name": "a"}', "no text under statement"),
     ('{"statement": "x"}', "--name-key"), ("", "has no theorem"),
@@ -202,6 +278,32 @@ def test_theorems_that_cannot_be_read(tmp_path: Path, content: str, message: str
         read_theorems(tmp_path / "t.jsonl", "coq")
     with pytest.raises(UserError, match="cannot be read"):
         read_theorems(tmp_path / "absent", "coq")
+
+
+def test_a_list_of_tactics_has_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes('idtac "a\u2028b"\r\n# no\n\nlia'.encode())
+    assert [each.tactic for each in read_tactics(tmp_path / "t.txt").propose("")] == [
+        'idtac "a\u2028b"',
+        "lia",
+    ]
+
+
+ROOT_NODE = {"parent": None, "outcome": "open", "cost": 0.0}
+
+
+@pytest.mark.parametrize("tree", [
+    [{"foo": 1}], ["x"], [{**ROOT_NODE, "parent": 0}], [ROOT_NODE, ROOT_NODE], [{**ROOT_NODE, "cost": None}],
+    [ROOT_NODE, {**ROOT_NODE, "parent": 2, "tactic": "a"}, {**ROOT_NODE, "parent": 1, "tactic": "b"}],
+    [ROOT_NODE, {**ROOT_NODE, "parent": 0, "outcome": "error"}], [{**ROOT_NODE, "expanded": "x"}],
+])  # fmt: skip
+def test_a_tree_that_no_search_has_written(
+    tmp_path: Path, tree: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "proofs.jsonl").write_text(json.dumps(line(tree=tree)) + "\n")
+    with pytest.raises(SystemExit) as ended:
+        prove.main(["tree", str(tmp_path), "t", "--output", str(tmp_path / "t.html")])
+    assert ended.value.code == 2
+    assert f"theorem=t: tree: node {len(tree) > 1:d} is none" in capsys.readouterr().err
 
 
 def line(**changes: Any) -> dict[str, Any]:

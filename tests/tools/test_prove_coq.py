@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.data.corpora import shared_folder
 from tools import prove
@@ -82,6 +88,8 @@ def test_what_has_no_end(text: str) -> None:
     "lia. (* x", "Restart", "lia" + " " * 10_000 + "; lia", "Proof using.", "Time Abort.",
     "par : Admitted.", "1,2-3: Cd \"/\".",
     'Load "x".', "BackTo 3.",
+    "trivial.(* *)Show.(* *)BackTo 5", "idtac.(* *)Admitted", "idtac.(* *)Axiom bad : False",
+    "idtac (* *).(* *). Admitted",
 ])  # fmt: skip
 def test_sentences_that_are_no_tactic(text: str) -> None:
     with pytest.raises(ValueError):
@@ -94,10 +102,38 @@ def test_sentences_that_are_no_tactic(text: str) -> None:
     ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."),
     ("exact H.admit", "exact H.admit."),
     ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."),
-    ("auto...", "auto..."),
+    ("auto...", "auto..."), ("intros; lia.(* 1 *)", "intros; lia."), ("lia.(* 1 *)(* 2 *) (* 3 *)", "lia."),
+    ("exact r.(field)", "exact r.(field)."),
 ])  # fmt: skip
 def test_tactics(text: str, sentence: str) -> None:
     assert coq_text.one_tactic(text) == sentence
+
+
+PIECES = ["idtac", ".", "(* *)", " ", "..", "...", "\u2028", '"', "(*", "*)", "Show", "r.(f)"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_one_tactic_is_one_sentence_and_stays_as_it_is(text: str) -> None:
+    try:
+        sentence = coq_text.one_tactic(text)
+    except ValueError:
+        return
+    assert coq_text.sentences(sentence) == [sentence]
+    assert coq_text.one_tactic(sentence) == sentence
+    # What coqtop would end a sentence at: a stop before a blank. There is the one at the end only.
+    bare = re.sub(r'"[^"]*"', '""', coq_text.without_comments(sentence))
+    assert re.findall(r"(?<!\.)(?:\.|\.{3})(?=[ \t\r\n]|$)", bare) in ([bare[-1]], ["..."])
+
+
+@needs_coq
+def test_a_comment_behind_a_stop_harms_nobody() -> None:
+    theorem = Theorem("plain", "Theorem plain : forall n : nat, n = n.")
+    tactics = [f"intros; reflexivity.(* {number} *)Show." for number in range(6)]
+    tactics += ["trivial.(* *)Show.(* *)BackTo 5", "intros; reflexivity.(* 7 *)"]
+    line = search(CoqProver(find_coq(), PATIENT), theorem, FixedTactics(tactics), SearchLimits(seconds=120))
+    assert (line["status"], line["deaths"]) == ("proved", 0)
+    assert line["proof"] == "intros; reflexivity."
+    assert [node["outcome"] for node in line["tree"][1:]] == ["forbidden"] * 7 + ["proved"]
 
 
 def test_the_name_is_that_of_the_last_sentence() -> None:
@@ -180,6 +216,65 @@ def test_a_killed_coqtop_is_followed_by_another() -> None:
         assert steady.deaths <= 1  # none, where the death was seen before the next tactic
     finally:
         steady.close()
+
+
+@needs_coq
+def test_a_killed_search_leaves_no_prover_and_the_next_one_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"name": "a", "statement": "Theorem a : True."}))
+    (tmp_path / "long.txt").write_text("do 1000000000000 idtac\n")
+    program = [sys.executable, str(Path(prove.__file__)), "search", "--prover", "coq", "--theorems"]
+    program += [str(tmp_path / "t.jsonl"), "--tactics", str(tmp_path / "long.txt"), "--tactic-timeout"]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(
+        [*program, "600", "--output", str(tmp_path / "o")], env=environment, stdout=subprocess.DEVNULL
+    ) as search_process:
+        children = Path(f"/proc/{search_process.pid}/task")
+        end = time.monotonic() + 120
+        found: list[int] = []
+        while not found and time.monotonic() < end and search_process.poll() is None:
+            time.sleep(0.05)
+            named = " ".join(each.read_text() for each in children.glob("*/children")).split()
+            found = [int(pid) for pid in named if _runs_coq(int(pid), 1.5)]
+        search_process.kill()
+        search_process.wait(60)
+    assert found, "no prover was started"
+    while any(_runs_coq(pid) for pid in found) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(_runs_coq(pid) for pid in found)
+    assert len(list(temporary.iterdir())) == 1
+    kept = temporary / "llemma-prover-kept"
+    kept.mkdir()
+    held = os.open(kept, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as a run that goes on holds its own
+    subprocess.run(
+        [*program, "1", "--output", str(tmp_path / "p")], env=environment, check=True, timeout=120,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(held)
+    assert list(temporary.iterdir()) == [kept]
+
+
+def _runs_coq(pid: int, cpu_seconds: float = 0.0) -> bool:
+    """Whether it is a coqtop that has taken so much processor time: past its start, within a tactic."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        is_coq = b"coqtop" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return is_coq and fields[0] != "Z" and int(fields[11]) >= cpu_seconds * os.sysconf("SC_CLK_TCK")
+
+
+@needs_coq
+def test_a_session_has_a_bound_of_processor_time() -> None:
+    session = CoqProver(find_coq(), Limits(tactic_seconds=7)).open(SWAP)
+    try:
+        session.apply(session.root, "intros n m")
+        soft, _ = resource.prlimit(session.pid, resource.RLIMIT_CPU)
+        assert 7 <= soft < 60
+    finally:
+        session.close()
 
 
 @needs_coq

@@ -133,7 +133,7 @@ def test_a_false_end_is_recorded_and_the_search_goes_on() -> None:
     prover = Graph({GOAL: {"t": "", "u": ""}}, false_ends=[("t",)])
     line = search(prover, THEOREM, FixedTactics(["t", "u"]), SearchLimits())
     assert line["tactics"] == ["u"]
-    assert line["rejected"] == [{"proof": "t", "message": "false"}]
+    assert line["rejected"] == [{"proof": "t", "message": "false", "unsettled": False}]
 
 
 def test_limits_end_a_theorem() -> None:

@@ -19,6 +19,9 @@ import pytest
 from eval_tasks.results.samples import Sample, SampleWriter
 from tests.tools.isabelle_stand_in import serving
 from tools import prove
+from tools.prove_parts import prover_options
+from tools.prove_parts.coq import CoqProver, find_coq, proof_text
+from tools.prove_parts.provers import Limits, ProverDied, Theorem, Verdict
 
 ROOT = Path(__file__).parents[2]
 TASK = "llemma_minif2f_isabelle"
@@ -84,6 +87,9 @@ def test_isabelle_from_samples_to_pass_at_k(tmp_path: Path, capsys: pytest.Captu
         by_counting = sum(1 - comb(4 - right, k) / comb(4, k) for right in (2, 1, 0)) / 3
         assert found["metrics"][f"pass@{k}"]["value"] == pytest.approx(by_counting)
     assert found["proved_in_round"] == [2]
+    assert found["attempts"] == {"refused": 9, "proved": 3}
+    assert "; 12 proofs checked: 9 refused, 3 proved." in (output / "results.md").read_text()
+    assert "tactic" not in (output / "results.md").read_text()
     assert found["published"]["Llemma 7B"]["proved"] == 0.221
     assert isinstance(found["comparable"], str)
     assert "pass@4 66.7%" in capsys.readouterr().out
@@ -215,3 +221,123 @@ def test_other_settings_and_other_proofs_are_refused(
         with pytest.raises(SystemExit):
             prove.main(command)
         assert "has a verdict on another proof" in capsys.readouterr().err
+
+
+class Agreeing:
+    """A checker to which everything is a proof of everything, for which there is time."""
+
+    language = "coq"
+    has_time = True
+
+    def check(self, theorem: Theorem, proof: str) -> Verdict:
+        return Verdict(True) if self.has_time else Verdict(False, "no answer in 1 s", unsettled=True)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def agreeing(monkeypatch: pytest.MonkeyPatch) -> Agreeing:
+    """What `prove.py whole` asks, whichever prover is named."""
+    checker = Agreeing()
+    monkeypatch.setattr(prover_options, "make_checker", lambda args: lambda: checker)
+    return checker
+
+
+def test_a_proof_that_had_no_time_is_checked_again(tmp_path: Path, agreeing: Agreeing) -> None:
+    with SampleWriter(tmp_path, "any") as writer:
+        writer.append([Sample("any", "a", 0, "", "Theorem a : True.", generation="exact I.")])
+    command = ["whole", str(tmp_path / "samples_any.jsonl"), "--prover", "coq"]
+    command += ["--output", str(tmp_path / "out"), "--failures", str(tmp_path / "rows.jsonl")]
+    agreeing.has_time = False
+    prove.main(command)
+    (attempt,) = lines_of(tmp_path / "out" / "attempts.jsonl")
+    assert (attempt["ok"], attempt["status"]) == (False, "timed out")
+    assert len(lines_of(tmp_path / "rows.jsonl")) == 1
+    agreeing.has_time = True
+    prove.main(command)  # alone it does not forget a verdict
+    assert lines_of(tmp_path / "out" / "attempts.jsonl") == [attempt]
+    prove.main([*command, "--try-again"])
+    (attempt,) = lines_of(tmp_path / "out" / "attempts.jsonl")
+    assert (attempt["ok"], attempt["status"]) == (True, "proved")
+
+
+def test_coq_tells_a_time_limit_from_a_refusal() -> None:
+    if shutil.which("coqc") is None:
+        pytest.skip("needs Coq (Debian: coq)")
+    prover = CoqProver(find_coq(), Limits(check_seconds=2))
+    verdict = prover.check(Theorem("a", "Theorem a : True."), "do 1000000000000 idtac.")
+    assert (verdict.ok, verdict.unsettled, verdict.message) == (False, True, "no answer in 2 s")
+    with pytest.raises(ProverDied, match="no answer in 0.001 s"):
+        CoqProver(find_coq(), Limits(check_seconds=0.001)).check(
+            Theorem("a", "Theorem a : True."), "exact I."
+        )
+
+
+@pytest.mark.parametrize(("proof", "read"), [
+    ("Proof. lia. Defined.", ("Proof.", "lia.")), ("Proof  . (* x *) lia. Qed (* y *) .", ("Proof.", "lia.")),
+    ("Proof with auto. intros... Qed.", ("Proof with auto.", "intros...")),
+    ("Proof using x y. lia.", ("Proof.", "lia.")),
+    ("Proof using Type with auto. lia.", ("Proof with auto.", "lia.")),
+    ("Proof using. eapply f. Unshelve. lia.", ("Proof.", "eapply f.\nUnshelve.\nlia.")),
+    ("lia.", ("Proof.", "lia.")), ("Defined.", ("Proof.", "")),
+])  # fmt: skip
+def test_a_proof_of_coq_without_its_frame(proof: str, read: tuple[str, str]) -> None:
+    assert proof_text(proof) == read
+
+
+@pytest.mark.parametrize("proof", [
+    "Proof I.", "Proof with admit. intros... Qed.", "Proof with Admitted. Qed.", "Proof. lia. Defined. Qed.",
+    "Proof. lia. Qed. Axiom a : False.", "Proof. Unshelve Axiom.", "Proof. Admitted.", "Qed. lia.",
+    "Proof. Save a.",
+    "Proof with auto; give_up. Qed.", "Proof. all: Unshelve.", "Proof. Proof. lia.",
+])  # fmt: skip
+def test_what_no_frame_may_hide(proof: str) -> None:
+    with pytest.raises(ValueError, match="forbidden"):
+        proof_text(proof)
+
+
+def test_coq_takes_proofs_in_their_frames() -> None:
+    if shutil.which("coqc") is None:
+        pytest.skip("needs Coq (Debian: coq)")
+    prover = CoqProver(find_coq(), Limits())
+    theorem = Theorem("a", "Theorem a : exists n : nat, n = n /\\ True.")
+    for proof in (
+        "Proof. exists 0. split; [reflexivity | exact I]. Defined.",
+        "Proof with auto. exists 0... Qed.",
+        "Proof using. unshelve eexists. shelve. split; reflexivity. Unshelve. exact 0. Defined.".replace(
+            "split; reflexivity", "split; [reflexivity | exact I]"
+        ),
+    ):
+        assert prover.check(theorem, proof).ok, proof
+    assert not prover.check(theorem, "Proof. eexists. shelve. Defined.").ok
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('"reference":"Theorem easy : True."', '"reference":"Theorem easy : False."', "another statement"),
+        ('"header":""', '"header":"Axiom f : False."', "another header"),
+    ],
+)
+def test_a_verdict_is_not_taken_for_one_on_another_theorem(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    agreeing: Agreeing,
+    before: str,
+    after: str,
+    words: str,
+) -> None:
+    with SampleWriter(tmp_path, "any") as writer:
+        statement = "Theorem easy : True."
+        writer.append([Sample("any", "easy", 0, "", statement, generation="exact I.", more={"header": ""})])
+    file = tmp_path / "samples_any.jsonl"
+    command = ["whole", str(file), "--prover", "coq", "--output", str(tmp_path / "out")]
+    prove.main(command)
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(SystemExit):
+        prove.main(command)
+    assert f"has easy with {words}" in capsys.readouterr().err
+    (proof,) = lines_of(tmp_path / "out" / "proofs.jsonl")
+    assert proof["statement"] == "Theorem easy : True."

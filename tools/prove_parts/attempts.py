@@ -18,13 +18,14 @@ from tools.prove_parts.records import ProofRun
 from tools.prove_parts.theorems import without_proof
 
 ATTEMPTS = "attempts.jsonl"
+REFUSED, TIMED_OUT, _DIED = "refused", "timed out", "prover died"
 # Where the next example of a prompt would begin.
 _ENDS = ("\n\n\n", "\nInformal:", "\nCorrected:")
 # A prover that dies is tried again with a new process.
 _TRIES = 2
 _KINDS: Mapping[str, tuple[type, ...]] = {
-    "theorem": (str,), "round": (int,), "sample": (int,), "ok": (bool,), "status": (str,), "message": (str,),
-    "seconds": (int, float), "proof": (str,),
+    "theorem": (str,), "statement": (str,), "header_sha256": (str,), "round": (int,), "sample": (int,),
+    "ok": (bool,), "status": (str,), "message": (str,), "seconds": (int, float), "proof": (str,),
 }  # fmt: skip
 
 
@@ -92,10 +93,14 @@ def written_proof(generation: str) -> str:
 
 
 def judged(checker: Checker, attempt: Attempt, stopped: Callable[[], bool]) -> dict[str, Any]:
-    """The line of an attempt. `status` is `proved`, `refused`, `bad statement` or `prover died`."""
+    """The line of an attempt.
+
+    `status` is `proved`, `refused`, `timed out`, `bad statement` or `prover died`.
+    """
     line: dict[str, Any] = {
-        "theorem": attempt.theorem.name, "round": attempt.round, "sample": attempt.sample, "ok": False,
-        "status": "refused", "message": "", "seconds": 0.0, "proof": attempt.proof, "axioms": [],
+        "theorem": attempt.theorem.name, "statement": attempt.theorem.statement,
+        "header_sha256": attempt.theorem.header_sha256, "round": attempt.round, "sample": attempt.sample,
+        "ok": False, "status": REFUSED, "message": "", "seconds": 0.0, "proof": attempt.proof, "axioms": [],
     }  # fmt: skip
     for number in range(_TRIES):
         try:
@@ -105,14 +110,10 @@ def judged(checker: Checker, attempt: Attempt, stopped: Callable[[], bool]) -> d
         except ProverDied as error:
             if number + 1 < _TRIES and not stopped():
                 continue
-            return {**line, "status": "prover died", "message": str(error)}
+            return {**line, "status": _DIED, "message": str(error)}
         found = {"ok": verdict.ok, "message": verdict.message, "seconds": verdict.seconds}
-        return {
-            **line,
-            **found,
-            "status": "proved" if verdict.ok else "refused",
-            "axioms": list(verdict.axioms),
-        }
+        status = "proved" if verdict.ok else TIMED_OUT if verdict.unsettled else REFUSED
+        return {**line, **found, "status": status, "axioms": list(verdict.axioms)}
     raise AssertionError
 
 
@@ -121,6 +122,11 @@ class AttemptRun(ProofRun):
     come."""
 
     FILE = ATTEMPTS
+
+    @staticmethod
+    def is_unsettled(line: Mapping[str, Any]) -> bool:
+        """Whether a time limit or a death ended it."""
+        return line["status"] in (TIMED_OUT, _DIED)
 
     @staticmethod
     def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -146,14 +152,16 @@ class AttemptRun(ProofRun):
         """Those without a verdict.
 
         Raises:
-            UserError: one has a verdict on another proof.
+            UserError: one has a verdict on another proof, or below another statement or header.
         """
         waiting = []
         for attempt in attempts:
             line = self.done.get(attempt.key)
             if line is None:
                 waiting.append(attempt)
-            elif line["proof"] != attempt.proof:
+                continue
+            self.agree_on(attempt.theorem, line)
+            if line["proof"] != attempt.proof:
                 raise UserError(
                     f"--output={self.folder}: has a verdict on another proof of {attempt.key}; choose "
                     "another folder, or add --overwrite"

@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.prove_parts.provers import ProverDied
+from tools.prove_parts.scratch import scratch_folder
 
 _LARGEST_FILE_BYTES = 1 << 30
 
@@ -38,20 +40,55 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+# Run in front of a prover: the kernel ends the prover with us, however we end. Not between fork and exec,
+# where Python is not safe if there are threads. prctl(1, SIGKILL) is PR_SET_PDEATHSIG of linux/prctl.h.
+_DIE_WITH_PARENT = """\
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]} cannot be started: {error}")
+"""
+
+
 def _start(
     command: Sequence[str], folder: Path, memory_bytes: int, **streams: int
 ) -> subprocess.Popen[bytes]:
     try:
         process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-            command, cwd=folder, start_new_session=True, **streams
+            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+            cwd=folder,
+            start_new_session=True,
+            **streams,
         )
     except OSError as error:
         raise ProverDied(f"{command[0]} cannot be started: {error}") from error
-    # Set from here and not between fork and exec, which is not safe where threads are.
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST_FILE_BYTES, _LARGEST_FILE_BYTES))
     return process
+
+
+def _bound_cpu(pid: int, seconds: float) -> None:
+    """Has the kernel end a process that takes more than so many seconds from now on, on one processor.
+
+    Helpers that it starts have the limit too; they outlive it where it is killed alone.
+    """
+    try:
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        limit = math.ceil(used + seconds) + 1
+        _, most = resource.prlimit(pid, resource.RLIMIT_CPU)
+        if most == resource.RLIM_INFINITY or limit <= most:
+            resource.prlimit(pid, resource.RLIMIT_CPU, (limit, most))
+    except (OSError, IndexError):  # it is gone, which the next read says
+        pass
 
 
 class Conversation:
@@ -62,19 +99,20 @@ class Conversation:
     ) -> None:
         """Starts it; the first answer is that to nothing (`answer`)."""
         self._prompt, self._output_bytes = prompt, output_bytes
-        self._folder = tempfile.TemporaryDirectory(prefix="prover-", ignore_cleanup_errors=True)
+        self._scratch = contextlib.ExitStack()
+        folder = self._scratch.enter_context(scratch_folder())
         self._unread = bytearray()
         try:
             self._process = _start(
                 command,
-                Path(self._folder.name),
+                folder,
                 memory_bytes,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
         except ProverDied:
-            self._folder.cleanup()
+            self._scratch.close()
             raise
 
     @property
@@ -107,6 +145,7 @@ class Conversation:
             ProverDied: it ended by itself.
         """
         assert self._process.stdout is not None
+        _bound_cpu(self._process.pid, seconds)
         end, searched, descriptor = time.monotonic() + seconds, 0, self._process.stdout.fileno()
         while True:
             found = self._prompt.search(
@@ -140,7 +179,7 @@ class Conversation:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-        self._folder.cleanup()
+        self._scratch.close()
 
 
 @dataclass(frozen=True)

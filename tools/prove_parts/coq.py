@@ -13,7 +13,6 @@ import math
 import re
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from megatron.neox_arguments.errors import UserError
 from tools.prove_parts import coq_text
 from tools.prove_parts.bounded_process import Conversation, NoAnswer, TooMuchOutput, run_bounded
 from tools.prove_parts.provers import BadStatement, Limits, Outcome, ProverDied, State, Theorem, Verdict
+from tools.prove_parts.scratch import scratch_folder
 
 # What Coq's standard library adds to its logic, classical reals included; consistent together (the page
 # "CoqAndAxioms" of Coq's wiki). Full names, as `About` says them.
@@ -50,6 +50,13 @@ _GRACE_SECONDS = 5.0
 # Goals whose hypotheses are asked for; of more than these the conclusions are told apart.
 _GOALS_IN_FULL = 16
 _MODULE = "Replayed"
+# `Proof using` says which variables of a section a proof needs; a theorem that stands alone has none.
+_OPENING = re.compile(
+    r"Proof(?:\s+using\b[\w\s'*]*?)?(?:\s+with\s+(?P<tactic>[^.]+?))?(?:\s+using\b[\w\s'*]*)?\s*\."
+)
+_ENDING = re.compile(r"(?:Qed|Defined)\s*\.")
+# It makes goals of what tactics have shelved, all of which `Qed.` wants proved.
+_HARMLESS_COMMANDS = frozenset({"Unshelve."})
 
 
 @dataclass(frozen=True)
@@ -266,14 +273,17 @@ class CoqProver:
         except ValueError as error:
             raise BadStatement(str(error)) from None
         try:
-            text = _proof_text(proof)
+            opening, text = proof_text(proof)
         except ValueError as error:
             return Verdict(False, str(error))
         type_of_statement = self._type_of_statement(theorem, name)
-        with tempfile.TemporaryDirectory(prefix="prover-", ignore_cleanup_errors=True) as folder:
-            refusal = self._compile(Path(folder), theorem, f"{text}\nQed.")
+        with scratch_folder() as folder:
+            try:
+                refusal = self._compile(folder, theorem, f"{opening}\n{text}\nQed.")
+            except NoAnswer as error:
+                return Verdict(False, str(error), round(time.monotonic() - begun, 3), unsettled=True)
             if refusal is None:
-                refusal, axioms = self._judge(Path(folder), name, type_of_statement)
+                refusal, axioms = self._judge(folder, name, type_of_statement)
             else:
                 axioms = ()
         return Verdict(refusal is None, refusal or "", round(time.monotonic() - begun, 3), axioms)
@@ -284,11 +294,11 @@ class CoqProver:
     def _type_of_statement(self, theorem: Theorem, name: str) -> str:
         """What the user's text states, with everything printed, by a Coq that has seen no proof."""
         if self._stated is None or self._stated[0] != theorem:
-            with tempfile.TemporaryDirectory(prefix="prover-", ignore_cleanup_errors=True) as folder:
-                refusal = self._compile(Path(folder), theorem, "Admitted.")
+            with scratch_folder() as folder:
+                refusal = self._compile(folder, theorem, "Proof.\nAdmitted.")
                 if refusal is not None:
                     raise BadStatement(refusal)
-                top = self._fresh_top(Path(folder))
+                top = self._fresh_top(folder)
                 try:
                     self._stated = theorem, self._type_of(top, name)
                 finally:
@@ -296,9 +306,13 @@ class CoqProver:
         return self._stated[1]
 
     def _compile(self, folder: Path, theorem: Theorem, rest: str) -> str | None:
-        """Compiles statement and proof; None, or why it failed."""
+        """Compiles statement and proof; None, or why it failed.
+
+        Raises:
+            NoAnswer: it takes longer than `check_seconds`.
+        """
         file = folder / f"{_MODULE}.v"
-        text = f"{theorem.header}\n{theorem.statement}\nProof.\n{rest}\n"
+        text = f"{theorem.header}\n{theorem.statement}\n{rest}\n"
         file.write_text(text, encoding="utf-8", errors="replace")
         done = run_bounded(
             [
@@ -318,7 +332,7 @@ class CoqProver:
             self._limits.output_bytes,
         )
         if done.timed_out:
-            return f"no answer in {self._limits.check_seconds:g} s"
+            raise NoAnswer(f"no answer in {self._limits.check_seconds:g} s")
         return None if done.code == 0 else _error_of(done.output) or f"coqc ended with {done.code}"
 
     def _fresh_top(self, folder: Path) -> _Coqtop:
@@ -371,19 +385,23 @@ class CoqProver:
             top.close()
 
 
-def _proof_text(proof: str) -> str:
-    """The sentences of a proof, one a line, `Proof.` and `Qed.` around them left out.
+def proof_text(proof: str) -> tuple[str, str]:
+    """How a proof begins (`Proof.`, or `Proof with` a tactic), and its sentences, one a line, without those
+    that begin and end it. Whatever ended it, it ends with `Qed.` here, which makes the theorem opaque and
+    nothing else.
 
     Raises:
         ValueError: a sentence may not stand in a proof, or the text is not whole.
     """
     found = coq_text.sentences(proof)
-    if found and found[0].split() == ["Proof."]:
+    opening = _OPENING.fullmatch(coq_text.without_comments(found[0])) if found else None
+    if opening:
         found = found[1:]
-    if found and found[-1].split() == ["Qed."]:
+    if found and _ENDING.fullmatch(coq_text.without_comments(found[-1])):
         found = found[:-1]
-    for sentence in found:
-        reason = coq_text.why_forbidden(sentence)
+    ending = opening["tactic"] if opening else None  # what `...` ends a sentence with
+    for sentence in [*found, *([f"{ending}."] if ending else [])]:
+        reason = None if sentence in _HARMLESS_COMMANDS else coq_text.why_forbidden(sentence)
         if reason is not None:
             raise ValueError(f"forbidden: {sentence[:80]} {reason}")
-    return "\n".join(found)
+    return f"Proof with {ending}." if ending else "Proof.", "\n".join(found)

@@ -3,6 +3,8 @@
 
 What Coq's manual (Basic notions, lexical conventions) says: comments nest, a string within one counts as one,
 a sentence ends with a full stop before a blank or the end; bullets and braces are sentences without a stop.
+To Coq `.(` is a word of its own, even where a comment begins there. Here a stop before a comment ends the
+sentence too, as its author will have meant it; sentences go to Coq with blanks between them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _STATEMENT = re.compile(
     r"(?:#\[[^\]]*\]\s*)*(?:(?:Local|Global|Program|Polymorphic|Monomorphic)\s+)*"
     r"(?:Theorem|Lemma|Fact|Remark|Corollary|Proposition|Property|Example|Definition)\s+([\w']+)"
 )
-
+_FRAME = re.compile(r"(?:Proof(?:\s+(?:using|with)\b.*)?|Admitted|Abort)\s*\.", re.DOTALL)
 # A line that a pipe takes whole, whether or not its reader reads.
 _LONGEST_TACTIC_CHARACTERS = 10_000
 
@@ -74,7 +76,7 @@ def _after_sentence(text: str, at: int) -> int:
             dots = at
             while at < len(text) and text[at] == ".":
                 at += 1
-            if at - dots != 2 and (at == len(text) or text[at].isspace()):
+            if at - dots != 2 and (at == len(text) or text[at].isspace() or text.startswith("(*", at)):
                 return at  # `..` belongs to notations such as [ x ; .. ; y ]
         else:
             at += 1
@@ -94,6 +96,22 @@ def sentences(text: str) -> list[str]:
         found.append(text[at:end])
         at = _after_blanks(text, end)
     return found
+
+
+def without_frame(statement: str) -> str:
+    """A statement without what begins or replaces its proof (`Proof.`, `Admitted.`, `Abort.`), and without
+    comments around that. Text that is not whole stays as it is."""
+    at, end = 0, 0
+    try:
+        at = _after_blanks(statement, at)
+        while at < len(statement):
+            begun, at = at, _after_sentence(statement, at)
+            if not _FRAME.fullmatch(without_comments(statement[begun:at])):
+                end = at
+            at = _after_blanks(statement, at)
+    except Unfinished:
+        return statement
+    return statement[:end]
 
 
 def without_comments(sentence: str) -> str:
@@ -161,7 +179,10 @@ def one_tactic(text: str) -> str:
     if reason is not None:
         raise ValueError(reason)
     # As written, but for comments and the breaks of lines: one line is one sentence to coqtop.
-    return " ".join(without_comments(found[0]).split()) if '"' not in found[0] else found[0]
+    sentence = " ".join(without_comments(found[0]).split()) if '"' not in found[0] else found[0]
+    if sentences(sentence) != [sentence]:  # it would be answered with another number of prompts than one
+        raise ValueError("is not one sentence without its comments")
+    return sentence
 
 
 def stated_name(statement: str) -> str:

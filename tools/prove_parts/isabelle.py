@@ -39,6 +39,7 @@ IMPORTS = (
     '"Symmetric_Polynomials.Vieta" "HOL-Computational_Algebra.Computational_Algebra" '
     '"HOL-Number_Theory.Number_Theory"'
 )
+_UNFINISHED = "not finished in time"
 # Of a proof; more steps than any published one has are a model going round in circles.
 MOST_HAMMERS = 64
 _INSTALL = "pip install -r requirements/requirements-eval.txt"
@@ -139,7 +140,7 @@ class IsabelleChecker:
             rest = self._use(theorem, {"Gaps": gaps}, self._limits.check_seconds)["Gaps"]
             steps = ", ".join(map(str, unsolved))
             message = _first(rest.errors) or f"sledgehammer finds no proof of step {steps} of {calls}"
-            return Verdict(False, message, _since(begun))
+            return Verdict(False, message, _since(begun), unsettled=not rest.errors)
         whole = isabelle_text.with_hammers_replaced(text, [step or "" for step in found])
         return self._judge(theorem, name, whole, begun)
 
@@ -148,7 +149,8 @@ class IsabelleChecker:
         end = f"{whole}\n\nthm_oracles {name}"
         result = self._use(theorem, {"Whole": end}, self._limits.check_seconds)["Whole"]
         if not result.ok or result.errors:
-            return Verdict(False, _first(result.errors) or "not finished in time", _since(begun))
+            message = _first(result.errors) or _UNFINISHED
+            return Verdict(False, message, _since(begun), unsettled=not result.errors)
         said = [message for message in result.messages if message.lstrip().startswith("oracles:")]
         if len(said) != 1:
             return Verdict(False, "Isabelle does not say which oracles the proof rests on", _since(begun))
@@ -161,12 +163,15 @@ class IsabelleChecker:
     def _accept(self, theorem: Theorem) -> None:
         """Raises:
         BadStatement: Isabelle refuses the statement with a gap as its proof.
+        ProverDied: it does not come to the end of it.
         """
         if theorem in self._accepted:
             return
         result = self._use(theorem, {"Statement": "sorry"}, self._limits.start_seconds)["Statement"]
-        if result.errors or not result.ok:
-            raise BadStatement(_first(result.errors) or "not finished in time")
+        if result.errors:
+            raise BadStatement(_first(result.errors))
+        if not result.ok:
+            raise ProverDied(f"the statement: {_UNFINISHED}")
         self._accepted.add(theorem)
 
     def _solved(self, theorem: Theorem, proof: str, calls: int) -> list[str | None]:

@@ -262,7 +262,7 @@ class LeanProver:
         try:
             refusal, axioms = self._judge(repl, theorem, proof)
         except NoAnswer as error:
-            refusal, axioms = str(error), ()
+            return Verdict(False, str(error), round(time.monotonic() - begun, 3), unsettled=True)
         finally:
             repl.close()
         return Verdict(refusal is None, refusal or "", round(time.monotonic() - begun, 3), axioms)

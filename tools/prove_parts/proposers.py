@@ -87,7 +87,7 @@ def read_tactics(path: Path) -> FixedTactics:
         UserError: it cannot be read, or has none.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--tactics={path}: cannot be read ({error})") from None
     tactics = [line for line in lines if line and not line.startswith("#")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from megatron.neox_arguments.errors import UserError
 from tools.prove_parts.provers import Limits, MakeChecker, MakeProver
@@ -98,6 +99,29 @@ def _add_isabelle_options(group: argparse._ArgumentGroup) -> None:
         "--hammer-timeout", type=float, default=120.0, metavar="S",
         help="seconds for a call of sledgehammer, 0 for none (default: 120)",
     )  # fmt: skip
+
+
+def add_try_again(group: argparse._ArgumentGroup, what: str) -> None:
+    """The option that has unsettled lines of a folder tried again."""
+    group.add_argument(
+        "--try-again", action="store_true",
+        help=f"go on with the folder, and try {what} again that a time limit or a prover's death has left "
+        "without a proof; time limits may be larger than before",
+    )  # fmt: skip
+
+
+def deciding_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_prover_options` that decide verdicts, as a run's settings have them."""
+    settings: dict[str, Any] = {
+        "prover": args.prover,
+        "allowed_axioms": sorted(args.allow_axiom),
+        "tactic_seconds": args.tactic_timeout,
+        "start_seconds": args.start_timeout,
+        "check_seconds": args.check_timeout,
+    }
+    if args.prover == "coq":
+        settings["coq_options"] = args.coq_option
+    return settings
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

@@ -8,6 +8,7 @@ is never trusted.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -48,6 +49,11 @@ class Theorem:
     header: str = ""
     """What has to come before: imports, opened namespaces, definitions."""
 
+    @property
+    def header_sha256(self) -> str:
+        """Stands for the header in records, where it would be there once a line."""
+        return hashlib.sha256(self.header.encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class State:
@@ -86,6 +92,8 @@ class Verdict:
     seconds: float = 0.0
     axioms: tuple[str, ...] = ()
     """What the proof rests on, where the prover can tell."""
+    unsettled: bool = False
+    """Whether only a time limit is why not: with more time the verdict may be another."""
 
 
 class Checker(Protocol):

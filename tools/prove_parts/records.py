@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.results.json_lines import Appender, read_lines
+from eval_tasks.results.json_lines import Appender, encoded_line, read_lines
 from megatron.neox_arguments.errors import UserError, shown
 from megatron.neox_arguments.whole_files import write_whole
 from tools.prove_parts.provers import Theorem
 
 PROOFS, SETTINGS = "proofs.jsonl", "settings.json"
+# Settings that may be larger where a run tries again what met one of them.
+_TIME_LIMITS = ("tactic_seconds", "start_seconds", "check_seconds", "theorem_seconds", "hammer_seconds")
 
 # What each line has, and of which kind.
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -59,8 +61,23 @@ class ProofRun:
         """The lines of the file by their keys."""
         return read_proofs(path)
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    @staticmethod
+    def is_unsettled(line: Mapping[str, Any]) -> bool:
+        """Whether a time limit was met, or the prover died too often, on the way to no proof."""
+        tree, rejected = line["tree"] or [], line.get("rejected") or []
+        return not line["proved"] and (
+            line["status"] in ("timeout", "prover_died")
+            or any(isinstance(node, dict) and node.get("outcome") == "timeout" for node in tree)
+            or any(isinstance(proof, dict) and proof.get("unsettled") for proof in rejected)
+        )
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], overwrite: bool, try_again: bool = False
+    ) -> None:
         """Begins a run or goes on with one.
+
+        Args:
+            try_again: lines that are not settled are taken out, and time limits may have grown.
 
         Raises:
             UserError: the folder holds a run with other settings, or another process writes to it.
@@ -72,8 +89,12 @@ class ProofRun:
             if overwrite:
                 path.write_bytes(b"")
                 (folder / SETTINGS).unlink(missing_ok=True)
-            self._agree(settings)
+            grown = self._agree(settings, try_again)
             self.done = self.read(path)
+            if try_again:
+                self._take_out_unsettled(path)
+            if grown:
+                self._write_settings(settings)
         except OSError as error:
             self.close()
             raise UserError(
@@ -83,7 +104,17 @@ class ProofRun:
             self.close()
             raise
 
-    def _agree(self, settings: Mapping[str, Any]) -> None:
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        write_whole(self.folder / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+    def _take_out_unsettled(self, path: Path) -> None:
+        self.done = {key: line for key, line in self.done.items() if not self.is_unsettled(line)}
+        write_whole(path, b"".join(map(encoded_line, self.done.values())))
+        before, self._appender = self._appender, Appender(path)  # the file has another inode now
+        before.close()
+
+    def _agree(self, settings: Mapping[str, Any], may_grow: bool) -> bool:
+        """Whether time limits are larger than those of the folder, and nothing else differs."""
         path = self.folder / SETTINGS
         plain = json.loads(json.dumps(settings))
         if not path.exists():
@@ -92,8 +123,8 @@ class ProofRun:
                     f"--output={self.folder}: holds {self.FILE} without {SETTINGS}; choose another folder, "
                     "or add --overwrite"
                 )
-            write_whole(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
-            return
+            self._write_settings(settings)
+            return False
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -101,32 +132,47 @@ class ProofRun:
                 f"{path}: cannot be read ({error}); choose another folder, or add --overwrite"
             ) from None
         keys = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
-        if keys:
+        grown = [key for key in keys if key in _TIME_LIMITS and key in before and key in plain]
+        grown = [key for key in grown if isinstance(before[key], (int, float)) and before[key] < plain[key]]
+        if keys and not (may_grow and grown == keys):
             differing = ", ".join(
                 f"{key}={shown(before.get(key))} and now {shown(plain.get(key))}" for key in keys
             )
             raise UserError(
                 f"--output={self.folder}: was begun with other settings ({differing}); repeat those, choose "
-                "another folder, or add --overwrite"
+                f"another folder, or add --overwrite{' or --try-again' if grown == keys else ''}"
             )
+        return bool(grown)
 
     def remaining(self, theorems: Iterable[Theorem]) -> list[Theorem]:
         """Those without a line, in their order.
 
         Raises:
-            UserError: one has a line with another statement.
+            UserError: one has a line with another statement or header.
         """
         left = []
         for theorem in theorems:
             line = self.done.get(theorem.name)
             if line is None:
                 left.append(theorem)
-            elif line["statement"] != theorem.statement:
-                raise UserError(
-                    f"--output={self.folder}: has {theorem.name} with another statement; choose another "
-                    "folder, or add --overwrite"
-                )
+            else:
+                self.agree_on(theorem, line)
         return left
+
+    def agree_on(self, theorem: Theorem, line: Mapping[str, Any]) -> None:
+        """Raises:
+        UserError: the line is about another statement, or one below another header.
+        """
+        header = line.get("header_sha256", theorem.header_sha256)  # lines of older runs have none
+        for what, same in (
+            ("statement", line.get("statement") == theorem.statement),
+            ("header", header == theorem.header_sha256),
+        ):
+            if not same:
+                raise UserError(
+                    f"--output={self.folder}: has {theorem.name} with another {what}; choose another folder, "
+                    "or add --overwrite"
+                )
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds a line; it is on the disk when this returns."""

@@ -27,19 +27,25 @@ def summary(task: str, lines: Sequence[Mapping[str, Any]], settings: Mapping[str
         "metrics": {"proved": mean([line["proved"] for line in lines]).as_fields()},
         "proved": len(proved),
         "statuses": dict(Counter(line["status"] for line in lines).most_common()),
-        "rejected_proofs": sum(len(line.get("rejected") or []) for line in lines),
         "seconds": round(sum(line["seconds"] for line in lines), 3),
         **_comparison(lines, settings),
     }
-    if proved:
-        found["proofs"] = {
-            "single_tactic": sum(len(line.get("tactics") or []) == 1 for line in proved),
-            "median_tactics": median(len(line.get("tactics") or []) for line in proved),
-            # As the paper's records count: 0 is a proof found at the first state that was expanded.
-            "median_expansions": median(max(0, line["expansions"] - 1) for line in proved),
-            "median_seconds": median(line["seconds"] for line in proved),
-        }
+    if all("tactics" in line for line in lines):  # a search; proofs written whole are counted by their writer
+        found["rejected_proofs"] = sum(len(line.get("rejected") or []) for line in lines)
+        if proved:
+            found["proofs"] = _medians(proved)
     return {"tasks": {task: found}, "model": settings.get("model"), "settings": dict(settings)}
+
+
+def _medians(proved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is usual among the proofs of a search."""
+    return {
+        "single_tactic": sum(len(line["tactics"] or []) == 1 for line in proved),
+        "median_tactics": median(len(line["tactics"] or []) for line in proved),
+        # As the paper's records count: 0 is a proof found at the first state that was expanded.
+        "median_expansions": median(max(0, line["expansions"] - 1) for line in proved),
+        "median_seconds": median(line["seconds"] for line in proved),
+    }
 
 
 def _comparison(lines: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +76,14 @@ def write_report(folder: Path, content: Mapping[str, Any]) -> None:
     write_whole(folder / "results.md", as_markdown(content))
 
 
+def _checked(found: Mapping[str, Any]) -> str:
+    """What came of the proofs that were replayed, in words."""
+    if "attempts" not in found:
+        return f"{found.get('rejected_proofs', 0)} refused at the replay"
+    each = ", ".join(f"{count} {status}" for status, count in found["attempts"].items())
+    return f"{sum(found['attempts'].values())} proofs checked: {each}"
+
+
 def as_markdown(content: Mapping[str, Any]) -> str:
     """The report as a page."""
     lines = ["# Proofs", ""]
@@ -78,7 +92,7 @@ def as_markdown(content: Mapping[str, Any]) -> str:
         lines += [
             f"{task}: {found['proved']} of {found['items']} proved, {100 * share['value']:.1f}% "
             f"[{100 * share['low']:.1f}, {100 * share['high']:.1f}] (95%, {share['interval']}), "
-            f"{found['seconds']:.0f} s of provers' time; {found['rejected_proofs']} refused at the replay.",
+            f"{found['seconds']:.0f} s of provers' time; {_checked(found)}.",
             "",
             "| Ended as | Theorems |",
             "|---|---|",

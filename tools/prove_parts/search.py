@@ -73,7 +73,7 @@ class _Search:
         self._limits, self._stopped = limits, stopped
         self.begun = time.monotonic()
         self.expansions = 0
-        self.rejected: list[dict[str, str]] = []
+        self.rejected: list[dict[str, Any]] = []
         self.tree: list[dict[str, Any]] = []
         self._ages = itertools.count()
         self._queue: list[_Entry] = []
@@ -152,12 +152,13 @@ class _Search:
         try:
             verdict = self._prover.check(self._theorem, script)
         except (BadStatement, ProverDied) as error:
-            verdict = Verdict(False, f"could not be replayed: {error}")
+            died = isinstance(error, ProverDied)
+            verdict = Verdict(False, f"could not be replayed: {error}", unsettled=died)
         if verdict.ok:
             self.tree[node]["outcome"] = "proved"
             raise _Found(tactics, verdict, cost)
         self.tree[node].update(outcome="rejected", message=verdict.message[:_MESSAGE_CHARACTERS])
-        self.rejected.append({"proof": script, "message": verdict.message})
+        self.rejected.append({"proof": script, "message": verdict.message, "unsettled": verdict.unsettled})
 
 
 def search(
@@ -192,6 +193,7 @@ def search(
     return {
         "theorem": theorem.name,
         "statement": theorem.statement,
+        "header_sha256": theorem.header_sha256,
         "proved": found is not None,
         "proof": None if found is None else prover.script(found.tactics),
         "tactics": None if found is None else list(found.tactics),

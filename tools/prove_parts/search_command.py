@@ -20,6 +20,7 @@ from tools.prove_parts.proposers import Proposer, read_tactics
 from tools.prove_parts.provers import Prover, Theorem
 from tools.prove_parts.records import ProofRun
 from tools.prove_parts.report import as_markdown, summary, write_report
+from tools.prove_parts.scratch import sweep
 from tools.prove_parts.theorems import read_theorems
 from tools.prove_parts.workers import records_of
 
@@ -130,6 +131,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         help="gets proofs.jsonl, results.json, results.md",
     )
     output.add_argument("--overwrite", action="store_true", help="begin anew, whatever the folder holds")
+    prover_options.add_try_again(output, "theorems")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -150,7 +152,8 @@ def run(args: argparse.Namespace) -> None:
         def work(prover: Prover, theorem: Theorem, stopped: Callable[[], bool]) -> dict[str, Any]:
             return search.search(prover, theorem, proposer, limits, stopped)
 
-        proof_run = ProofRun(args.output, settings, args.overwrite)
+        sweep()
+        proof_run = ProofRun(args.output, settings, args.overwrite, args.try_again)
         try:
             remaining = proof_run.remaining(theorems)
             lines = {theorem.name: proof_run.done.get(theorem.name) for theorem in theorems}
@@ -269,10 +272,8 @@ def _settings(args: argparse.Namespace, proposer: Proposer) -> dict[str, Any]:
     """What decides the result. Workers, memory and where programs lie do not."""
     header = b"" if args.header is None else args.header.read_bytes()
     return {
-        "prover": args.prover,
+        **prover_options.deciding_settings(args),
         "header_sha256": hashlib.sha256(header).hexdigest(),
-        "allowed_axioms": sorted(args.allow_axiom),
-        "tactic_seconds": args.tactic_timeout,
         "theorem_seconds": args.theorem_timeout,
         "max_expansions": args.max_expansions,
         **proposer.settings(),

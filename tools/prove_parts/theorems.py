@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
+from tools.prove_parts import coq_text
 from tools.prove_parts.provers import Theorem
 
 NAME_KEYS = ("name", "full_name", "theorem", "problem_name", "id")
 STATEMENT_KEYS = ("statement", "formal_statement", "source")
 
-# What may stand where the proof begins, and belongs to no statement.
+# What may stand where the proof begins, and belongs to no statement; `coq_text` knows Coq's.
 _NO_PROOF = {
-    "coq": re.compile(r"(\s*\b(Proof|Admitted|Abort)\s*\.)+\s*\Z"),
     "lean": re.compile(r"\s*:=\s*(by\b)?\s*(sorry\b|begin\s+sorry\s+end)?\s*\Z"),
     "isabelle": re.compile(r"\s*\b(sorry|oops)?\s*\Z"),
 }
@@ -41,7 +41,8 @@ def read_theorems(
             different statements, or nothing is left. The message says file:line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A line ends at its line feed only: JSON may hold U+2028 and others as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--theorems={path}: cannot be read ({error})") from None
     found: dict[str, Theorem] = {}
@@ -57,6 +58,7 @@ def read_theorems(
             without_proof(_text(row, STATEMENT_KEYS, statement_key, "--statement-key", where), language),
             str(row.get("header") or header),
         )
+        _check_characters(theorem, where)
         if not theorem.statement.strip():
             raise UserError(f"{where}: the statement of {theorem.name} is empty; correct or remove it")
         if found.setdefault(theorem.name, theorem) != theorem:
@@ -69,7 +71,20 @@ def read_theorems(
 
 def without_proof(statement: str, language: str) -> str:
     """A statement up to where its proof begins: `:= by sorry` and the like are no part of it."""
+    if language == "coq":
+        return coq_text.without_frame(statement)
     return _NO_PROOF[language].sub("", statement)
+
+
+def _check_characters(theorem: Theorem, where: str) -> None:
+    for what, text in (("name", theorem.name), ("statement", theorem.statement), ("header", theorem.header)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{where}: {what}: holds {json.dumps(text[error.start])}, half of a surrogate pair, which no "
+                "prover can read; correct or remove the line"
+            ) from None
 
 
 def _row(line: str, where: str) -> dict[str, object]:

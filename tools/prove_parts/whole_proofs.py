@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from eval_tasks.results.published import FIGURES
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.whole_files import write_whole
 from tools.prove_parts import prover_options
-from tools.prove_parts.attempts import Attempt, AttemptRun, judged, read_attempts
+from tools.prove_parts.attempts import REFUSED, TIMED_OUT, Attempt, AttemptRun, judged, read_attempts
 from tools.prove_parts.records import PROOFS
 from tools.prove_parts.report import as_markdown, summary, write_report
+from tools.prove_parts.scratch import sweep
 from tools.prove_parts.workers import records_of
 
 SUMMARY = "check whole proofs that evaluate.py had written"
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "llemma_minif2f_isabelle_repair",
     )  # fmt: skip
     output.add_argument("--overwrite", action="store_true", help="begin anew, whatever the folder holds")
+    prover_options.add_try_again(output, "proofs")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.results[0]}: holds no sample; finish the run with the command that began it")
     make_checker = prover_options.make_checker(args)
     settings = _settings(args, header)
-    attempt_run = AttemptRun(args.output, settings, args.overwrite)
+    sweep()
+    attempt_run = AttemptRun(args.output, settings, args.overwrite, args.try_again)
     try:
         lines = {attempt.key: attempt_run.done.get(attempt.key) for attempt in attempts}
         for line in records_of(attempt_run.left(attempts), make_checker, judged, args.workers):
@@ -138,6 +142,8 @@ def report(
     """The content of `results.json`: theorems proved in any round, and pass@k of the first round."""
     content = summary(task, proofs, settings)
     found = content["tasks"][task]
+    statuses = Counter(verdicts[attempt.key]["status"] for attempt in attempts)
+    found["attempts"] = dict(statuses.most_common())
     first: dict[str, list[bool]] = {}
     for attempt in attempts:
         if attempt.round == 0:
@@ -166,7 +172,7 @@ def failures(
     rows: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
     for attempt in attempts:
         verdict = verdicts[attempt.key]
-        if attempt.theorem.name not in open_theorems or verdict["status"] != "refused":
+        if attempt.theorem.name not in open_theorems or verdict["status"] not in (REFUSED, TIMED_OUT):
             continue
         order = (-attempt.round, attempt.sample)
         row = {
@@ -197,15 +203,12 @@ def _header(args: argparse.Namespace) -> str:
 def _settings(args: argparse.Namespace, header: str) -> dict[str, Any]:
     """What decides the verdicts. Workers, memory and where programs lie do not."""
     settings = {
-        "prover": args.prover,
+        **prover_options.deciding_settings(args),
         "header_sha256": hashlib.sha256(header.encode()).hexdigest(),
-        "allowed_axioms": sorted(args.allow_axiom),
-        "check_seconds": args.check_timeout,
         "proposer": "written whole",
     }
     if args.prover == "isabelle":
-        settings |= {"tactic_seconds": args.tactic_timeout, "hammer_seconds": args.hammer_timeout}
-        settings |= {"session": args.isabelle_session}
+        settings |= {"hammer_seconds": args.hammer_timeout, "session": args.isabelle_session}
     return settings
 
 
