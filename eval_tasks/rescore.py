@@ -130,10 +130,11 @@ def _read(
         for name in _TEXTS:
             if not isinstance(fields.get(name), str):
                 raise UserError(f"{where}: has no text under {name!r}; give {', '.join(_TEXTS)}")
-        if known.rule is not None and known.rule.reference(plain(fields["reference"])) is None:
+        rule = known.reference_rule
+        if rule is not None and rule.reference(plain(fields["reference"])) is None:
             raise UserError(
                 f"{where}: reference={fields['reference']!r:.80}: holds no answer for the rule "
-                f"{known.rule.name!r}; repair the line, or give another --task"
+                f"{rule.name!r}; repair the line, or give another --task"
             )
         item, at = _key(fields, number, where)
         if lines.setdefault((item, at), number) != number:

@@ -39,6 +39,8 @@ def task_settings(
 ) -> dict[str, Any]:
     """What decides the samples of a task. `batch_size` is None where draws do not depend on it."""
     names = "\n".join(f"{item.name} {hashlib.sha256(item.prompt.encode()).hexdigest()}" for item in items)
+    scored = [[item.name, item.doc["reference"], item.doc["extra"]] for item in items]
+    grouped = [[item.name, item.doc["level"], item.doc["subject"]] for item in items]
     generation = items[0].arguments[1] if entry.is_generated else {}
     settings = {
         "limit": limit,
@@ -50,6 +52,9 @@ def task_settings(
         "top_p": generation.get("top_p"),
         "batch_size": batch_size,
         "problems_and_prompts": hashlib.sha256(names.encode()).hexdigest(),
+        # A sample's line holds these too: a folder must not have old ones and new ones.
+        "references_and_choices": hashlib.sha256(json.dumps(scored).encode()).hexdigest(),
+        "levels_and_subjects": hashlib.sha256(json.dumps(grouped).encode()).hexdigest(),
     }
     return {name: value for name, value in settings.items() if value is not None}
 
