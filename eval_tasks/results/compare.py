@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 from eval_tasks.measures.comparison import Comparison, compare, compare_ratios
@@ -14,6 +13,7 @@ from eval_tasks.results.samples import (
     Sample,
     iterate_samples,
     natural_order,
+    problem_digest,
     read_verdicts,
     read_votes,
     samples_file,
@@ -125,8 +125,7 @@ def comparison_markdown(first: Path, second: Path, rows: list[Row]) -> str:
 def _problems(folder: Path, task: str) -> dict[str, bytes]:
     """A digest of problem and reference of each item."""
     return {
-        sample.item: blake2b(f"{sample.problem}\0{sample.reference}".encode("utf-8", "replace")).digest()
-        for sample in iterate_samples(samples_file(folder, task), task)
+        sample.item: problem_digest(sample) for sample in iterate_samples(samples_file(folder, task), task)
     }
 
 

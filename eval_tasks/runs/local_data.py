@@ -53,7 +53,7 @@ class LocalFile:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path}:{number}: is no JSON ({error}); repair or remove the line") from None
+            raise UserError(f"{self.path}:{number}: cannot be read as JSON ({error}); repair or remove the line") from None
         if not isinstance(row, dict):
             raise UserError(f"{self.path}:{number}: is no JSON object; repair or remove the line")
         for usual, name in self.fields.items():
