@@ -75,7 +75,7 @@ def keep_settings(folder: Path, settings: Settings, overwrite: bool) -> None:
         raise ConfigError([Problem("--output", str(folder), "is not empty and has no run.json", remedy)])
     tasks = dict(before.tasks) if before is not None else {}
     if before is not None:
-        changed = _changes("", before.model, settings.model)
+        changed = _model_changes(before, settings)
         stale = tasks_in(folder) if changed else []
         for name, own in settings.tasks.items():
             if name in tasks and (of_task := _changes(f"{name}: ", tasks[name], own)):
@@ -108,6 +108,22 @@ def _changes(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         for name in dict.fromkeys([*before, *now])
         if before.get(name) != now.get(name) and not (name == "name" and "sha256" in now)
     ]
+
+
+def _model_changes(before: Settings, now: Settings) -> list[Problem]:
+    """As `_changes`, with the model's name and folder in place of the sha256 of its files."""
+    found = []
+    for problem in _changes("", before.model, now.model):
+        if problem.key == "sha256" and "name" in now.model:
+            was = before.told.get("checkpoint", before.model.get("name"))
+            constraint = (
+                f"has other files (sha256 {str(now.model['sha256'])[:8]}…) than the model that this folder was "
+                f"made with, {was} ({str(before.model.get('sha256'))[:8]}…)"
+            )
+            name = now.told.get("checkpoint", now.model["name"])
+            problem = Problem("CHECKPOINT", name, constraint, problem.remedy)
+        found.append(problem)
+    return found
 
 
 def _words(value: Any) -> str:
