@@ -311,6 +311,28 @@ def test_two_folders_are_compared_item_by_item(tmp_path: Path, graders: Graders)
     assert "llemma_gsm8k_maj: 1 items left out" in table
 
 
+def test_one_sample_an_item_is_compared_with_the_vote_of_several(tmp_path: Path, graders: Graders) -> None:
+    several = gsm8k_samples(1)
+    single = [sample for sample in gsm8k_samples(2) if sample.sample == 0]
+    for name, samples in (("a", single), ("b", several)):
+        score_folder(write(tmp_path / name, samples), graders=graders, tell=quiet)
+    rows = {row.measure: row.comparison for row in compare_folders(tmp_path / "a", tmp_path / "b")}
+    voted = rows["majority vote"]
+    right = [
+        read_votes(votes_file(tmp_path / "b", several[0].task))[sample.item].correct for sample in single
+    ]
+    verdicts = read_verdicts(verdicts_file(tmp_path / "a", several[0].task))
+    alone = [verdicts[sample.key].correct for sample in single]
+    assert rows["accuracy"].p_value is None
+    assert voted.only_first == sum(one and not other for one, other in zip(alone, right, strict=True))
+    assert voted.only_second == sum(other and not one for one, other in zip(alone, right, strict=True))
+    assert voted.p_value is not None
+    text = comparison_markdown(
+        tmp_path / "a", tmp_path / "b", compare_folders(tmp_path / "a", tmp_path / "b")
+    )
+    assert "Without p: items have several samples" in text
+
+
 def test_likelihoods_are_compared_as_ratios(tmp_path: Path) -> None:
     for name, factor in (("a", 1.0), ("b", 1.1)):
         samples = [
