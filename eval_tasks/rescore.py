@@ -15,9 +15,16 @@ from typing import Any
 
 from eval_tasks.answers.workers import Graders
 from eval_tasks.results.json_lines import encoded_line, read_lines
-from eval_tasks.results.samples import Sample, read_verdicts, samples_file, verdicts_file
+from eval_tasks.results.samples import (
+    Sample,
+    problem_digest,
+    read_verdicts,
+    samples_file,
+    verdicts_file,
+)
 from eval_tasks.results.scoring import ProgramJudge, Tell, score_folder
 from eval_tasks.results.task_table import Task, task_named
+from eval_tasks.tasks.documents import level_of, subject_of
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.whole_files import drafted
 
@@ -72,7 +79,8 @@ def rescore(
         tell: says results and agreements, one line each.
 
     Raises:
-        UserError: a line lacks a field, there is no such task, or the folder has something in it.
+        UserError: a line lacks a field or is cut short, the lines of an item are not of one problem, items
+            have not equally many samples, there is no such task, or the folder has something in it.
     """
     known = task_named(task)
     if known.is_likelihood:
@@ -124,35 +132,75 @@ def _read(
     plain: Callable[[str], str],
     recorded: dict[tuple[str, int], tuple[int, bool]],
 ) -> Iterator[Sample]:
-    lines: dict[tuple[str, int], int] = {}
-    for number, fields in read_lines(path):
+    seen = _Seen(path)
+    for number, fields in read_lines(path, may_be_cut=False):
         where = f"--rescore={path}:{number}"
         for name in _TEXTS:
             if not isinstance(fields.get(name), str):
                 raise UserError(f"{where}: has no text under {name!r}; give {', '.join(_TEXTS)}")
-        if known.rule is not None and known.rule.reference(plain(fields["reference"])) is None:
+        rule = known.reference_rule
+        if rule is not None and rule.reference(plain(fields["reference"])) is None:
             raise UserError(
                 f"{where}: reference={fields['reference']!r:.80}: holds no answer for the rule "
-                f"{known.rule.name!r}; repair the line, or give another --task"
+                f"{rule.name!r}; repair the line, or give another --task"
             )
         item, at = _key(fields, number, where)
-        if lines.setdefault((item, at), number) != number:
-            raise UserError(
-                f"{where}: item={item} sample={at}: stands in line {lines[item, at]} too; number the samples "
-                "of an item with `sample`"
-            )
         correct = fields.get("correct")
         if correct is not None:
             if not isinstance(correct, bool):
                 raise UserError(f"{where}: correct={correct!r:.80}: is not true or false; repair the line")
             recorded[item, at] = (number, correct)
-        level, subject = fields.get("level"), fields.get("subject")
-        yield Sample(
+        sample = Sample(
             task, item, at, plain(fields["problem"]), plain(fields["reference"]),
-            level if isinstance(level, int) and not isinstance(level, bool) else None,
-            subject if isinstance(subject, str) else None,
-            generation=plain(fields["generation"]),
+            *_level_and_subject(fields, plain), generation=plain(fields["generation"]),
         )  # fmt: skip
+        seen.add(number, sample)
+        yield sample
+    seen.check_counts()
+
+
+def _level_and_subject(fields: dict[str, Any], plain: Callable[[str], str]) -> tuple[int | None, str | None]:
+    texts = {name: plain(value) if isinstance(value, str) else value for name, value in fields.items()}
+    return level_of(texts), subject_of(texts)
+
+
+class _Seen:
+    """What earlier lines of a file said: an item is one problem, and has as many samples as each other."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: dict[tuple[str, int], int] = {}
+        # item: its first line, a digest of its problem and reference, its samples
+        self._items: dict[str, tuple[int, bytes, int]] = {}
+
+    def add(self, number: int, sample: Sample) -> None:
+        """Refuses a line that has a sample again, or another problem or reference of an item."""
+        where = f"--rescore={self._path}:{number}: item={sample.item}"
+        line = self._lines.setdefault(sample.key, number)
+        if line != number:
+            raise UserError(
+                f"{where} sample={sample.sample}: stands in line {line} too; number the samples of an item "
+                "with `sample`"
+            )
+        digest = problem_digest(sample)
+        first, known, count = self._items.get(sample.item, (number, digest, 0))
+        if known != digest:
+            raise UserError(
+                f"{where}: is not the problem and reference of line {first}; give another problem another "
+                "`item`"
+            )
+        self._items[sample.item] = (first, digest, count + 1)
+
+    def check_counts(self) -> None:
+        """Refuses a file whose items have not equally many samples."""
+        most = max((count for _, _, count in self._items.values()), default=0)
+        few = [(item, count) for item, (_, _, count) in self._items.items() if count < most]
+        if few:
+            named = ", ".join(f"{item} ({count})" for item, count in few[:_SHOWN])
+            raise UserError(
+                f"--rescore={self._path}: {len(few):,} items have fewer samples than the {most} of others: "
+                f"{named}{', …' if len(few) > _SHOWN else ''}; complete them, or leave them out"
+            )
 
 
 def _key(fields: dict[str, Any], number: int, where: str) -> tuple[str, int]:

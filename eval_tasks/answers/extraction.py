@@ -7,11 +7,15 @@ limit.
 
 from __future__ import annotations
 
+import math
+import re
+
 # Minerva's prompts (arXiv:2206.14858, appendix D.2) end each solution so. The stop string cuts it at the end.
 HOPE = "I hope it is correct."
 # No reference answer of MATH, GSM8k or OCWCourses has half as many. What is longer is a model that goes
 # round in circles, and would only cost time.
 LONGEST_ANSWER_CHARACTERS = 1_000
+_PLAIN_NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
 
 
 def after_phrase(generation: str, phrase: str) -> str | None:
@@ -48,3 +52,14 @@ def last_boxed(solution: str) -> str | None:
         if depth == 0:
             return rest[1:at]
     return None
+
+
+def plain_number(text: str) -> float | None:
+    """A finite number as `4.5e33` or `-3`, blanks around it allowed; None for all else.
+
+    Python's own `float` takes digits of every script and `1_000` too.
+    """
+    if not _PLAIN_NUMBER.fullmatch(text):
+        return None
+    value = float(text)
+    return value if math.isfinite(value) else None

@@ -7,7 +7,8 @@ import re
 
 # `#### ` ends the references of GSM8k, `A: ` those of its model solutions. The prompt's phrase comes first.
 _MARKS = ("The answer is", "####", "\nA:")
-_NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?|-?\.[0-9]+")
+# A minus may be U+2212, and may stand before a sign of currency.
+_NUMBER = re.compile(r"(?P<minus>[-\u2212](?:\\?[$€£¥])?)?(?P<digits>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)")
 
 
 def taken(generation: str) -> str | None:
@@ -37,10 +38,10 @@ def number_in(text: str) -> str | None:
     match = _NUMBER.search(text)
     if match is None:
         return None
-    number = match[0].replace(",", "")
-    if "." in number:
-        number = number.rstrip("0").rstrip(".")
-    sign, digits = ("-", number[1:]) if number.startswith("-") else ("", number)
+    digits = match["digits"].replace(",", "")
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    sign = "-" if match["minus"] else ""
     whole, point, fraction = digits.partition(".")
     digits = (whole.lstrip("0") or "0") + point + fraction
     return digits if digits == "0" else sign + digits

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ _UNITS = (
     "\\mathrm{~g} / \\mathrm{mol}", "W", "erg/s", "years", "year", "cm",
     "\\mathrm{m}", "\\mathrm{~m}", "\\mathrm{s}", "\\mathrm{~s}", "\\mathrm{cm}", "\\mathrm{~cm}",
 )  # fmt: skip
+# Nothing else that Python takes for numbers: 1_000, 0x10, True.
+_ARITHMETIC = re.compile(r"[0-9.eE+\-*/()\s]+")
 _OPERATIONS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos,
@@ -97,6 +100,8 @@ def number(answer: str) -> float | None:
     if value is not None:
         return value
     try:
+        if not _ARITHMETIC.fullmatch(answer):
+            raise ValueError("no arithmetic")
         value = _arithmetic(ast.parse(answer, mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, TypeError):
         expression = minerva.parsed(answer)
@@ -133,12 +138,8 @@ def _sides(text: str) -> tuple[Any, Any] | None:
 
 
 def _plain(text: str) -> float | None:
-    """What Python reads as a finite number: `4.5e33`, `-3`."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    """A finite number as `4.5e33`, `-3`."""
+    return extraction.plain_number(text)
 
 
 def _arithmetic(node: ast.expr) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval_tasks.measures.intervals import SEED, Estimate, middle, resampled_sums
+from eval_tasks.measures.intervals import SEED, Estimate, bootstrapped, resampled_sums
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = SEED) -
     """Compares two models by one value an item of each, in the same order, at least one."""
     one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     assert one.shape == other.shape
-    low, high = middle(resampled_sums((other - one)[:, None], seed)[:, 0] / len(one))
-    difference = Estimate(float(other.mean() - one.mean()), low, high)
+    drawn = resampled_sums((other - one)[:, None], seed)[:, 0] / len(one)
+    difference = bootstrapped(float((other - one).mean()), drawn)
     only_first = only_second = p_value = None
     if set(np.unique(np.concatenate([one, other])).tolist()) <= {0.0, 1.0}:
         only_first, only_second = int((one > other).sum()), int((other > one).sum())
@@ -56,10 +56,10 @@ def compare_ratios(
         [np.asarray(each, dtype=np.float64) for each in (first, second, first_below, second_below)]
     )
     drawn = resampled_sums(columns.T, seed)
-    low, high = middle(drawn[:, 1] / drawn[:, 3] - drawn[:, 0] / drawn[:, 2])
     sums = columns.sum(axis=1)
     one, other = float(sums[0] / sums[2]), float(sums[1] / sums[3])
-    return Comparison(columns.shape[1], one, other, Estimate(other - one, low, high), None, None, None)
+    difference = bootstrapped(other - one, drawn[:, 1] / drawn[:, 3] - drawn[:, 0] / drawn[:, 2])
+    return Comparison(columns.shape[1], one, other, difference, None, None, None)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

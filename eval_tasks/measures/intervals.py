@@ -3,7 +3,9 @@
 
 The usual interval is the percentile bootstrap (B. Efron, 1979): items are drawn anew with replacement, and
 the interval holds the middle 95% of the means. Where nearly all items are right or nearly all wrong it is
-too narrow, and empty at 0 and at 100%; there it is Wilson's score interval (E. B. Wilson, 1927).
+too narrow, and empty at 0 and at 100%; there it is Wilson's score interval (E. B. Wilson, 1927). The same
+holds for shares (of several samples an item) where nearly all are 0 or nearly all are 1, or all are alike:
+nothing between 0 and 1 of the same mean varies more than right and wrong do, so Wilson's is never too narrow.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _DRAWN_AT_ONCE = 2_000_000  # items, so that memory does not grow with the numbe
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its interval; `method` is `bootstrap` or `wilson`."""
+    """A value and its interval; `method` is `bootstrap`, `wilson`, or `none` where the data give no interval:
+    both bounds are the value then."""
 
     value: float
     low: float
@@ -41,13 +44,14 @@ def mean(values: Sequence[float] | Sequence[bool], seed: int = SEED) -> Estimate
     """The mean of one value an item, at least one item."""
     found = np.asarray(values, dtype=np.float64)
     distinct, counts = np.unique(found, return_counts=True)
-    if set(distinct.tolist()) <= {0.0, 1.0}:
-        right = int(found.sum())
-        if min(right, len(found) - right) < FEW_ITEMS:
+    if distinct[0] >= 0 and distinct[-1] <= 1:
+        few = min((found > 0).sum(), (found < 1).sum()) < FEW_ITEMS
+        if few or len(distinct) == 1:
+            right = float(found.sum())
             return Estimate(right / len(found), *wilson(right, len(found)), "wilson")
     # Drawing items is drawing how often each of their values occurs.
     drawn = np.random.default_rng(seed).multinomial(len(found), counts / len(found), size=RESAMPLES)
-    return Estimate(float(found.mean()), *middle(drawn @ distinct / len(found)))
+    return bootstrapped(float(found.mean()), drawn @ distinct / len(found))
 
 
 def ratio(above: Sequence[float], below: Sequence[float], seed: int = SEED) -> Estimate:
@@ -55,10 +59,10 @@ def ratio(above: Sequence[float], below: Sequence[float], seed: int = SEED) -> E
     pairs = np.stack([np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)], axis=1)
     sums = resampled_sums(pairs, seed)
     total = pairs.sum(axis=0)
-    return Estimate(float(total[0] / total[1]), *middle(sums[:, 0] / sums[:, 1]))
+    return bootstrapped(float(total[0] / total[1]), sums[:, 0] / sums[:, 1])
 
 
-def wilson(right: int, of: int, z: float = Z_95) -> tuple[float, float]:
+def wilson(right: float, of: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval of a share of `of` > 0 trials."""
     share, square = right / of, z * z
     center = (share + square / (2 * of)) / (1 + square / of)
@@ -78,6 +82,16 @@ def resampled_sums(values: npt.NDArray[np.float64], seed: int = SEED) -> npt.NDA
         for done in range(0, RESAMPLES, at_once)
     ]
     return np.concatenate(sums)
+
+
+def bootstrapped(value: float, drawn: npt.NDArray[np.float64]) -> Estimate:
+    """A value with the middle 95% of what was drawn. Drawings that are all alike say nothing of its error:
+    there was one item, or all were alike."""
+    low, high = middle(drawn)
+    # One item times itself over itself may differ in the last digits.
+    if high - low <= 1e-12 * abs(value):
+        return Estimate(value, value, value, "none")
+    return Estimate(value, low, high)
 
 
 def middle(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:

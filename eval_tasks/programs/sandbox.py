@@ -55,6 +55,8 @@ class Limits:
     # of standard output, and again of standard error
     output_bytes: int = 64 * 1024
     open_files: int = 64
+    # Timers count among them.
+    pending_signals: int = 1024
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,7 @@ class Sandbox:
             "RLIMIT_NOFILE": [limits.open_files, limits.open_files],
             "RLIMIT_CORE": [0, 0],
             "RLIMIT_MEMLOCK": [0, 0],
+            "RLIMIT_SIGPENDING": [limits.pending_signals, limits.pending_signals],
         }
         settings = {
             "limits": bounds,

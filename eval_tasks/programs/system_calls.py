@@ -4,8 +4,8 @@
 No process and no thread can be made, so that limits of one process are limits of the whole program: it can
 leave nothing behind, and `RLIMIT_AS` bounds its memory (a limit on processes alone, `RLIMIT_NPROC`, is not
 applied to root). What keeps memory outside a process (shared memory, message queues, memory files, key
-rings) is refused too, as are sockets of every family (those of virtual machines know no network namespace),
-tracing, mounts and namespaces.
+rings, extended attributes, locks of byte ranges, rules of Landlock) is refused too, as are sockets of every
+family (those of virtual machines know no network namespace), tracing, mounts and namespaces.
 
 The numbers are those of Linux's tables for the two machines below; a filter for another machine is not
 guessed.
@@ -36,6 +36,10 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
+    # attributes of a file in tmpfs: up to 64 KiB each, any number, which its size does not count
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
+    # rules that the kernel keeps for a process, any number
+    "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445),
     # namespaces and mounts
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41),
@@ -50,6 +54,14 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "swapon": (167, 224), "setpriority": (141, 140), "sched_setattr": (314, 274),
 }  # fmt: skip
 
+FCNTL = (72, 25)
+# Commands of fcntl by name; <linux/fcntl.h> and <asm-generic/fcntl.h>. A lock of one byte costs the kernel
+# about 200 bytes, and there can be one for every other byte; a pipe can be grown to 1 MiB.
+REFUSED_COMMANDS = {
+    "F_SETLK": 6, "F_SETLKW": 7, "F_OFD_SETLK": 37, "F_OFD_SETLKW": 38, "F_SETLEASE": 1024, "F_NOTIFY": 1026,
+    "F_SETPIPE_SZ": 1031,
+}  # fmt: skip
+
 # AUDIT_ARCH_X86_64 and AUDIT_ARCH_AARCH64 of <linux/audit.h>
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -57,7 +69,8 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 # <linux/seccomp.h>
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-_OFFSET_OF_NUMBER, _OFFSET_OF_MACHINE = 0, 4
+# Of an argument the lower half: both machines are little-endian, and a command is an int.
+_OFFSET_OF_NUMBER, _OFFSET_OF_MACHINE, _OFFSET_OF_SECOND_ARGUMENT = 0, 4, 24
 # The calls of x86_64's 32-bit variant have this bit.
 _X32_BIT = 0x40000000
 _EPERM = 1
@@ -90,5 +103,9 @@ def system_call_filter(machine: str | None = None) -> bytes:
     ]
     for number in numbers:
         program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE | _EPERM)]  # type: ignore[list-item]
+    program += [(_JUMP_EQUAL, 1, 0, FCNTL[column]), (_RETURN, 0, 0, _ALLOW)]
+    program.append((_LOAD, 0, 0, _OFFSET_OF_SECOND_ARGUMENT))
+    for command in REFUSED_COMMANDS.values():
+        program += [(_JUMP_EQUAL, 0, 1, command), (_RETURN, 0, 0, _REFUSE | _EPERM)]
     program.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_tasks.answers import gsm8k
+from eval_tasks.answers.extraction import plain_number
 from eval_tasks.answers.minerva import exact_number
 from eval_tasks.answers.rules import MATH
 from eval_tasks.programs.equal_inside import close
@@ -98,7 +99,7 @@ def judged(sandbox: Sandbox, rule: ProgramRule, generation: str, reference: str)
     record = {"code": code, "output": outcome.output[:_KEPT_CHARACTERS], "error": outcome.error}
     if rule.variable is None:
         value = _printed(outcome)
-        wanted = _printed_number(gsm8k.reference(reference) or "")
+        wanted = plain_number(gsm8k.reference(reference) or "")
         correct = value is not None and wanted is not None and value == wanted
         return Judged(None if value is None else _shown(value), correct, record)
     kind, text = described(outcome.value)
@@ -153,16 +154,7 @@ def _equal(sandbox: Sandbox, kind: str, text: str | None, reference: str) -> boo
 
 
 def _printed(outcome: Outcome) -> float | None:
-    return _printed_number(outcome.output) if outcome.end == "ok" else None
-
-
-def _printed_number(text: str) -> float | None:
-    """What Python's `float` makes of a text, without nan."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return None if math.isnan(value) else value
+    return plain_number(outcome.output) if outcome.end == "ok" else None
 
 
 def _exact(text: str) -> Fraction | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 from eval_tasks.measures.comparison import Comparison, compare, compare_ratios
@@ -14,6 +13,7 @@ from eval_tasks.results.samples import (
     Sample,
     iterate_samples,
     natural_order,
+    problem_digest,
     read_verdicts,
     read_votes,
     samples_file,
@@ -26,7 +26,8 @@ from eval_tasks.results.task_table import task_named
 from megatron.neox_arguments.errors import UserError
 
 _LEGEND = (
-    "Shares in %. Difference: second minus first, with its paired bootstrap interval at 95%; p: McNemar's "
+    "Shares in %. Difference: second minus first, with its paired bootstrap interval at 95%, where items "
+    "differ from each other in it; p: McNemar's "
     "exact test on the items that one of both alone has right."
 )
 
@@ -108,13 +109,18 @@ def comparison_markdown(first: Path, second: Path, rows: list[Row]) -> str:
                 row.measure,
                 f"{found.items:,}",
                 *values,
-                f"{difference} [{low}, {high}]",
+                difference if found.difference.method == "none" else f"{difference} [{low}, {high}]",
                 *discordant,
                 p_value,
             ]
         )
     lines = markdown_table(head, cells)
     lines += ["", _LEGEND]
+    if any(row.comparison.p_value is None and row.measure not in NO_SHARES for row in rows):
+        lines.append(
+            "Without p: items have several samples, which are no items one by one; the vote, where there is "
+            "one, has it."
+        )
     left_out = {row.task: row.left_out for row in rows if row.left_out}
     lines += [
         f"{task}: {count:,} items left out, which only one folder has." for task, count in left_out.items()
@@ -125,22 +131,27 @@ def comparison_markdown(first: Path, second: Path, rows: list[Row]) -> str:
 def _problems(folder: Path, task: str) -> dict[str, bytes]:
     """A digest of problem and reference of each item."""
     return {
-        sample.item: blake2b(f"{sample.problem}\0{sample.reference}".encode("utf-8", "replace")).digest()
-        for sample in iterate_samples(samples_file(folder, task), task)
+        sample.item: problem_digest(sample) for sample in iterate_samples(samples_file(folder, task), task)
     }
 
 
 def _answers(first: Path, second: Path, task: str, common: list[str]) -> dict[str, Comparison]:
     shares, others = _shares(first, task), _shares(second, task)
     found = {"accuracy": compare([shares[item] for item in common], [others[item] for item in common])}
-    files = [votes_file(folder, task) for folder in (first, second)]
-    if all(path.is_file() for path in files):
-        votes, other_votes = read_votes(files[0]), read_votes(files[1])
+    if any(votes_file(folder, task).is_file() for folder in (first, second)):
+        votes, other_votes = _votes(first, task, shares), _votes(second, task, others)
         found["majority vote"] = compare(
-            [float(votes[item].correct) for item in common],
-            [float(other_votes[item].correct) for item in common],
+            [votes[item] for item in common], [other_votes[item] for item in common]
         )
     return found
+
+
+def _votes(folder: Path, task: str, shares: dict[str, float]) -> dict[str, float]:
+    """1 for each item whose vote is right; of one sample an item, the vote is that sample."""
+    path = votes_file(folder, task)
+    if not path.is_file():
+        return shares
+    return {item: float(vote.correct) for item, vote in read_votes(path).items()}
 
 
 def _shares(folder: Path, task: str) -> dict[str, float]:

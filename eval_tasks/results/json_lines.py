@@ -43,8 +43,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line; empty lines are passed over.
+def read_lines(path: Path, *, may_be_cut: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line; empty lines are passed over, and a last line that is cut short
+    where it `may_be_cut`: files of ours are, by a kill.
 
     Raises:
         UserError: the file cannot be read, or a line is no JSON object; `file:line` is in the message.
@@ -57,8 +58,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 fields = _decoded(line)
                 if isinstance(fields, dict):
                     yield number, fields
-                elif line.endswith(b"\n"):  # else: cut short by a kill
-                    raise UserError(f"{path}:{number}: is no JSON object; repair or remove the line")
+                elif line.endswith(b"\n") or not may_be_cut:
+                    raise UserError(f"{path}:{number}: {_why_not(line)}; repair or remove the line")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSONL file") from None
 
@@ -73,6 +74,20 @@ def _decoded(line: bytes) -> Any:
         return _plain(json.loads(line))
     except (ValueError, RecursionError):
         return None
+
+
+def _why_not(line: bytes) -> str:
+    """Why `_decoded` gives no object."""
+    try:
+        json.loads(line)
+    except RecursionError:
+        return "is nested too deeply"
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        if not line.endswith(b"\n"):
+            return "is no JSON object: the file is cut short"
+    except ValueError:
+        return "has a number of too many digits"
+    return "is no JSON object"
 
 
 class Appender:

@@ -129,5 +129,5 @@ def likelihood_metrics(samples: Sequence[Sample]) -> dict[str, Estimate]:
         [-(sample.loglikelihood or 0.0) / math.log(2) for sample in samples],
         [float(sample.bytes or 0) for sample in samples],
     )
-    perplexity = Estimate(2**bits.value, 2**bits.low, 2**bits.high)
+    perplexity = Estimate(2**bits.value, 2**bits.low, 2**bits.high, bits.method)
     return {"bits_per_byte": bits, "byte_perplexity": perplexity}

@@ -108,6 +108,12 @@ def _names(record: type[Any]) -> list[str]:
     return [each.name for each in fields(record) if each.name != "more"]
 
 
+def problem_digest(sample: Sample) -> bytes:
+    """16 bytes of its problem and reference, which all samples of an item share."""
+    text = f"{len(sample.problem)} {sample.problem}{sample.reference}"
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+
+
 def samples_file(folder: Path, task: str) -> Path:
     """Where the samples of a task lie."""
     return folder / f"samples_{task}.jsonl"

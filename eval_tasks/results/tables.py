@@ -15,11 +15,11 @@ NO_SHARES = ("bits_per_byte", "byte_perplexity")
 
 
 def value_words(metric: str, value: Mapping[str, Any]) -> str:
-    """`26.2% [20.9, 32.0]`, or `0.8512 [0.8401, 0.8620]` of what is no share."""
-    numbers = [value["value"], value["low"], value["high"]]
-    if metric in NO_SHARES:
-        return "{:.4f} [{:.4f}, {:.4f}]".format(*numbers)
-    return "{:.1f}% [{:.1f}, {:.1f}]".format(*(100 * number for number in numbers))
+    """`26.2% [20.9, 32.0]`, or `0.8512 [0.8401, 0.8620]` of what is no share; the bare value where there is
+    no interval."""
+    factor, form, unit = (1, "{:.4f}", "") if metric in NO_SHARES else (100, "{:.1f}", "%")
+    shown, low, high = (form.format(factor * value[name]) for name in ("value", "low", "high"))
+    return f"{shown}{unit}" if value.get("interval") == "none" else f"{shown}{unit} [{low}, {high}]"
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -42,7 +42,8 @@ def write_markdown(path: Path, content: Mapping[str, Any]) -> None:
     if content.get("model"):
         lines += [*markdown_table(["model", ""], [[str(k), str(v)] for k, v in content["model"].items()]), ""]
     lines += [
-        "In brackets: intervals at 95% over items (bootstrap, or Wilson's where few are right or wrong).",
+        "In brackets: intervals at 95% over items (bootstrap, or Wilson's where few are right or wrong); "
+        "none where there is one item, or all are alike.",
         "",
     ]
     rows = [_row(name, fields, metric) for name, fields in tasks.items() for metric in main_metrics(fields)]

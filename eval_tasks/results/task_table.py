@@ -43,6 +43,12 @@ class Task:
         """Whether what counts is how likely a text is."""
         return self.rule is None and self.program is None
 
+    @property
+    def reference_rule(self) -> AnswerRule | None:
+        """The rule that reads the answer of a reference; None where what counts is the text itself."""
+        programs = {"gsm8k_python": GSM8K, "math_python": MATH}
+        return self.rule if self.program is None else programs[self.program]
+
 
 _TRUNCATED = (
     "the released scorer cuts numbers to integers before it compares them and takes pi for a variable; here "

@@ -22,7 +22,8 @@ SAMPLED_BYTES = 1 << 20
 # Batches in a call of an engine that lets requests come and go.
 CALLS = 4
 QUIET = {"disable_tqdm": True}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# ../model is a folder
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def _folder_problems(choice: ModelChoice) -> Iterator[Problem]:
         "hf": "take --backend hf, or convert it with tools/convert_checkpoint.py hf-to-neox",
         None: "give a save folder, a global_stepN folder, a Hugging Face folder or a name at the hub",
     }
-    yield Problem("CHECKPOINT", choice.checkpoint, constraint.get(found or "", "holds no model"), remedy[found])
+    nothing = "holds no model" if Path(choice.checkpoint).exists() else "no such folder"
+    yield Problem("CHECKPOINT", choice.checkpoint, constraint.get(found or "", nothing), remedy[found])
 
 
 def identity(choice: ModelChoice) -> dict[str, Any]:
@@ -182,10 +184,28 @@ def open_hf(choice: ModelChoice) -> Model:
             softmax_dtype="float64",
             logits_cache=False,
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{choice.checkpoint}: transformers cannot read it ({error})") from None
+    except Exception as error:  # whatever reading somebody's files comes to, SafetensorError among them
+        place = _broken_weights(Path(choice.checkpoint)) or choice.checkpoint
+        why = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"{place}: transformers cannot read it ({type(error).__name__}: {why}); look at the folder, or copy "
+            "it again"
+        ) from error
     # transformers would draw among the likeliest 50 by default, which the paper does not.
     return Model(lm, choice.batch_size, False, {"top_k": 0}, transformers.set_seed, QUIET)
+
+
+def _broken_weights(folder: Path) -> Path | None:
+    """The first file of weights whose header does not fit it, as of one that was cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError):
+            return path
+    return None
 
 
 def open_vllm(choice: ModelChoice) -> Model:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +25,12 @@ class LocalFile:
     path: Path
     fields: Mapping[str, str] = field(default_factory=dict)
 
-    def sha256(self) -> str:
-        """Of the file and of what was told of its fields."""
-        told = json.dumps(sorted(self.fields.items())) if self.fields else ""
-        return hashlib.sha256(self.path.read_bytes() + told.encode()).hexdigest()
-
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, told fields under their usual names.
+        """The rows, told fields under their usual names; see `numbered_rows`."""
+        return [row for _, row in self.numbered_rows()]
+
+    def numbered_rows(self) -> list[tuple[int, dict[str, Any]]]:
+        """The rows, told fields under their usual names, each with the number of its line.
 
         Raises:
             UserError: the file cannot be read, a line is no JSON object, or a row lacks a told field.
@@ -42,7 +40,7 @@ class LocalFile:
             with open(self.path, encoding="utf-8") as file:
                 for number, line in enumerate(file, 1):
                     if line.strip():
-                        found.append(self._row(number, line))
+                        found.append((number, self._row(number, line)))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror}); give a JSONL file") from None
         except UnicodeDecodeError as error:
@@ -55,7 +53,7 @@ class LocalFile:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path}:{number}: is no JSON ({error}); repair or remove the line") from None
+            raise UserError(f"{self.path}:{number}: cannot be read as JSON ({error}); repair or remove the line") from None
         if not isinstance(row, dict):
             raise UserError(f"{self.path}:{number}: is no JSON object; repair or remove the line")
         for usual, name in self.fields.items():
@@ -64,8 +62,8 @@ class LocalFile:
                     f"{self.path}:{number}: has no field {name}, which --data-field says is the {usual}; "
                     f"it has {', '.join(row)}"
                 )
-            row[usual] = row[name]
-        return row
+        # Beside the row: names may be exchanged.
+        return row | {usual: row[name] for usual, name in self.fields.items()}
 
 
 def local_files(

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eval_tasks.results.samples import Sample
+from eval_tasks.results.task_table import TASKS, VOTED
 from eval_tasks.runs.catalogue import TaskEntry, resolved
 from eval_tasks.runs.local_data import LocalFile
-from megatron.neox_arguments.errors import UserError
+from eval_tasks.tasks.documents import RowError
+from megatron.neox_arguments.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,29 @@ def items_of(entry: TaskEntry, local: LocalFile | None, limit: int | None, max_n
         UserError: the data cannot be had, or lack what the task needs.
     """
     leaves = entry.leaves if local is None else dict([next(iter(entry.leaves.items()))])
-    found = [_instances(name, leaf, local, max_new_tokens) for name, leaf in leaves.items()]
-    instances = list(_in_turn(found))[:limit]
+    found = [_instances(entry.name, name, leaf, local, max_new_tokens) for name, leaf in leaves.items()]
+    placed = list(_in_turn(found))[:limit]
+    _check_references(entry.name, placed)
+    instances = [instance for _, instance in placed]
     names = item_names(instance.doc["problem"] for instance in instances)
     return [
         Item(name, instance.doc, instance.args, instance)
         for name, instance in zip(names, instances, strict=True)
     ]
+
+
+def _check_references(task: str, placed: list[tuple[str, Any]]) -> None:
+    """Refuses references that no sample could be held against, before there are samples."""
+    known = TASKS.get(task.removesuffix(VOTED))
+    rule = None if known is None else known.reference_rule
+    if rule is None:
+        return
+    for where, instance in placed:
+        if rule.reference(instance.doc["reference"]) is None:
+            raise UserError(
+                f"{where}: reference={shown(instance.doc['reference'])}: holds no answer for the rule "
+                f"{rule.name!r}; repair it, or name another field with --data-field {task}.reference=NAME"
+            )
 
 
 def _in_turn(lists: list[list[Any]]) -> Iterator[Any]:
@@ -110,8 +128,10 @@ def item_names(problems: Iterable[str]) -> list[str]:
     return names
 
 
-def _instances(name: str, leaf: Mapping[str, Any], local: LocalFile | None, max_new_tokens: int) -> list[Any]:
-    """lm-eval's requests of one of its tasks, one a document."""
+def _instances(
+    task_name: str, name: str, leaf: Mapping[str, Any], local: LocalFile | None, max_new_tokens: int
+) -> list[tuple[str, Any]]:
+    """lm-eval's requests of one of its tasks, one a document, each with the place of its row."""
     from lm_eval.tasks import TaskManager
 
     configuration = resolved(leaf)
@@ -122,11 +142,19 @@ def _instances(name: str, leaf: Mapping[str, Any], local: LocalFile | None, max_
         }
     else:
         configuration.pop("generation_kwargs", None)
+    lines: list[int] = []
     if local is not None:
-        rows, split = local.rows(), configuration["test_split"]
+        numbered, split = local.numbered_rows(), configuration["test_split"]
+        lines, rows = [number for number, _ in numbered], [row for _, row in numbered]
         configuration["custom_dataset"] = lambda **_: {split: rows}
+
+    def place(row: int) -> str:
+        return f"{name}: row {row} of the data" if local is None else f"{local.path}:{lines[row - 1]}"
+
     try:
         loaded = TaskManager(include_defaults=False).load([{**configuration, "task": name}])
+    except RowError as error:
+        raise UserError(error.told(place(error.row), task_name)) from None
     except UserError as error:
         raise UserError(f"{local.path}: {error}" if local is not None else str(error)) from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -139,7 +167,7 @@ def _instances(name: str, leaf: Mapping[str, Any], local: LocalFile | None, max_
     task = loaded["tasks"][name]
     task.set_fewshot_seed(seed=0)
     task.build_all_requests()
-    return list(task.instances)
+    return [(place(instance.doc_id + 1), instance) for instance in task.instances]
 
 
 def requests_of(entry: TaskEntry, items: list[Item], samples_per_item: int, seed: int) -> list[Request]:

@@ -39,6 +39,8 @@ def task_settings(
 ) -> dict[str, Any]:
     """What decides the samples of a task. `batch_size` is None where draws do not depend on it."""
     names = "\n".join(f"{item.name} {hashlib.sha256(item.prompt.encode()).hexdigest()}" for item in items)
+    scored = [[item.name, item.doc["reference"], item.doc["extra"]] for item in items]
+    grouped = [[item.name, item.doc["level"], item.doc["subject"]] for item in items]
     generation = items[0].arguments[1] if entry.is_generated else {}
     settings = {
         "limit": limit,
@@ -50,6 +52,9 @@ def task_settings(
         "top_p": generation.get("top_p"),
         "batch_size": batch_size,
         "problems_and_prompts": hashlib.sha256(names.encode()).hexdigest(),
+        # A sample's line holds these too: a folder must not have old ones and new ones.
+        "references_and_choices": hashlib.sha256(json.dumps(scored).encode()).hexdigest(),
+        "levels_and_subjects": hashlib.sha256(json.dumps(grouped).encode()).hexdigest(),
     }
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -70,7 +75,7 @@ def keep_settings(folder: Path, settings: Settings, overwrite: bool) -> None:
         raise ConfigError([Problem("--output", str(folder), "is not empty and has no run.json", remedy)])
     tasks = dict(before.tasks) if before is not None else {}
     if before is not None:
-        changed = _changes("", before.model, settings.model)
+        changed = _model_changes(before, settings)
         stale = tasks_in(folder) if changed else []
         for name, own in settings.tasks.items():
             if name in tasks and (of_task := _changes(f"{name}: ", tasks[name], own)):
@@ -103,6 +108,22 @@ def _changes(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         for name in dict.fromkeys([*before, *now])
         if before.get(name) != now.get(name) and not (name == "name" and "sha256" in now)
     ]
+
+
+def _model_changes(before: Settings, now: Settings) -> list[Problem]:
+    """As `_changes`, with the model's name and folder in place of the sha256 of its files."""
+    found = []
+    for problem in _changes("", before.model, now.model):
+        if problem.key == "sha256" and "name" in now.model:
+            was = before.told.get("checkpoint", before.model.get("name"))
+            constraint = (
+                f"has other files (sha256 {str(now.model['sha256'])[:8]}…) than the model that this folder was "
+                f"made with, {was} ({str(before.model.get('sha256'))[:8]}…)"
+            )
+            name = now.told.get("checkpoint", now.model["name"])
+            problem = Problem("CHECKPOINT", name, constraint, problem.remedy)
+        found.append(problem)
+    return found
 
 
 def _words(value: Any) -> str:

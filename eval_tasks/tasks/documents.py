@@ -9,33 +9,58 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.errors import UserError, shown
 
 Row = Mapping[str, Any]
 Document = dict[str, Any]
 
 
-class MissingField(Exception):
-    """A row has none of the fields that could hold what is needed."""
+class FieldError(Exception):
+    """A row has nothing that could be the field that is needed; the message says why."""
 
-    def __init__(self, wanted: str, names: tuple[str, ...]) -> None:
-        super().__init__(f"no {wanted}, looked for as {', '.join(names)}")
+    def __init__(self, wanted: str, why: str) -> None:
+        super().__init__(why)
         self.wanted = wanted
+
+    @staticmethod
+    def of(row: Row, wanted: str, names: Sequence[str], kind: str) -> FieldError:
+        """`names` are where it was looked for, `kind` what it should have been."""
+        for name in names:
+            if name in row:
+                return FieldError(wanted, f"{name}={shown(row[name])}: is not {kind}")
+        return FieldError(
+            wanted, f"has no {wanted}, looked for as {', '.join(names)}; it has {', '.join(row)}"
+        )
+
+
+class RowError(UserError):
+    """A row of the data, counted from 1, lacks what the task needs. `told` says it with its place."""
+
+    def __init__(self, row: int, error: FieldError) -> None:
+        self.row, self.error = row, error
+        super().__init__(self.told(f"row {row} of the data", "TASK"))
+
+    def told(self, where: str, task: str) -> str:
+        """The message; `task` is the name that options know the task by."""
+        wanted = self.error.wanted
+        return (
+            f"{where}: {self.error}; repair it, or name another field with --data-field {task}.{wanted}=NAME"
+        )
 
 
 def text_of(row: Row, wanted: str, *names: str) -> str:
     """The first of the fields that holds text.
 
     Raises:
-        MissingField: none does.
+        FieldError: none does.
     """
     for name in (wanted, *names):
         if isinstance(row.get(name), str) and row[name].strip():
             return str(row[name])
-    raise MissingField(wanted, (wanted, *names))
+    raise FieldError.of(row, wanted, (wanted, *names), "text")
 
 
 def level_of(row: Row) -> int | None:
@@ -64,24 +89,22 @@ def document(row: Row, problem: str, reference: str, **extra: Any) -> Document:
     }
 
 
-def documents(rows: Iterable[Row], read: Callable[[Row], Document]) -> Any:
-    """A data set of documents, in the order of the rows.
+def documents(rows: Iterable[Row], read: Callable[[Row], Document | None]) -> Any:
+    """A data set of documents, in the order of the rows, without those that `read` makes None of.
 
     Raises:
-        UserError: a row lacks what the task needs.
+        RowError: a row lacks what the task needs.
     """
     import datasets
 
     found = []
     for number, row in enumerate(rows, 1):
         try:
-            found.append(read(row))
-        except MissingField as error:
-            have = ", ".join(row)
-            raise UserError(
-                f"row {number} of the data: {error} (it has {have}); "
-                f"say which field it is with --data-field TASK.{error.wanted}=NAME"
-            ) from None
+            each = read(row)
+        except FieldError as error:
+            raise RowError(number, error) from None
+        if each is not None:
+            found.append(each)
     text, number = datasets.Value("string"), datasets.Value("int64")
     columns = {"problem": text, "reference": text, "level": number, "subject": text, "extra": text}
     return datasets.Dataset.from_list(found, features=datasets.Features(columns))

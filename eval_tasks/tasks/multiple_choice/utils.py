@@ -28,15 +28,17 @@ def sat_documents(rows: Any) -> Any:
 
 def _read_mmlu(row: common.Row) -> common.Document:
     choices = row.get("choices")
-    if not isinstance(choices, (list, tuple)) or len(choices) != len(LETTERS):
+    if choices is None or QUESTION in str(row.get("problem")):
         return _whole(row)
+    if not isinstance(choices, (list, tuple)) or len(choices) != len(LETTERS):
+        raise common.FieldError.of(row, "choices", ("choices",), f"a list of {len(LETTERS)}")
     listed = ", ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
     problem = f"{common.text_of(row, 'problem', 'question')}\n{QUESTION}\n{listed}"
     return common.document(row, problem, _letter(row), choices=list(choices))
 
 
 def _read_sat(row: common.Row) -> common.Document:
-    if "Possible Answers" not in row:
+    if not {"choices", "Possible Answers"} & row.keys():
         return _whole(row)
     choices = common.text_of(row, "choices", "Possible Answers")
     problem = f"{common.text_of(row, 'problem', 'Question')}\n{QUESTION}\n{choices}"
@@ -47,18 +49,19 @@ def _whole(row: common.Row) -> common.Document:
     """A problem that has its choices in its text."""
     problem = common.text_of(row, "problem")
     if QUESTION not in problem:
-        raise common.MissingField("choices", ("choices", "Possible Answers"))
+        raise common.FieldError.of(row, "choices", ("choices", "Possible Answers"), "a list of choices")
     return common.document(row, problem, _letter(row))
 
 
 def _letter(row: common.Row) -> str:
-    for name in ("reference", "answer", "Answer"):
+    names = ("reference", "answer", "Answer")
+    for name in names:
         value = row.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(LETTERS):
             return f"({LETTERS[value]})"
         if isinstance(value, str) and value.strip().strip("()") in tuple(LETTERS):
             return f"({value.strip().strip('()')})"
-    raise common.MissingField("reference", ("reference", "answer", "Answer"))
+    raise common.FieldError.of(row, "reference", names, "0 to 3 or A to D")
 
 
 def few_shot_prompt(doc: common.Document) -> str:

@@ -33,8 +33,9 @@ def minif2f_documents(rows: Any) -> Any:
     Theorems that are among the examples are left out, as in Llemma's harness; miniF2F's test split has none.
     """
     examples = "".join(prompt(f"dsp_isabelle_{kind}").text for kind in ("numbertheory", "other"))
-    shown = [row for row in rows if f"theorem {row.get('problem_name')}:" not in examples]
-    return common.documents(shown, _read)
+    return common.documents(
+        rows, lambda row: None if f"theorem {row.get('problem_name')}:" in examples else _read(row)
+    )
 
 
 def proofnet_documents(rows: Any) -> Any:

@@ -125,6 +125,9 @@ def test_sympy_decides_the_rest(first: str, second: str, same: bool) -> None:
     ("A: 90,000", "90000"), ("The answer is 007", "7"), ("The answer is -0", "0"),
     ("The answer is 5. The answer is 6.", "5"), ("The answer is .50", "0.5"),
     ("The answer is " + " " * 10**6, None),
+    ("The answer is -$5.", "-5"), ("The answer is \u22125", "-5"),
+    ("The answer is \u2212\\$1,200.50", "-1200.5"),
+    ("The answer is $-5", "-5"), ("The answer is - 5", "5"), ("The answer is \u0665", None),
 ])  # fmt: skip
 def test_gsm8k(generation: str, answer: str | None) -> None:
     assert gsm8k.taken(generation) == answer
@@ -161,6 +164,8 @@ def test_multiple_choice(generation: str, answer: str | None) -> None:
     ("1.7*10**5", "170000", True), ("__import__('os').getpid()", "1", False), ("9**9**9**9", "5", False),
     ("1e999", "1e999", True), ("1e999", "5", False), ("inf", "5", False), ("nan", "5", False),
     ("1.67e-24", "1.66e-24", True), ("1.67e-24", "0", False), ("five", "5", False), ("", "5", False),
+    ("1_000", "1000", False), ("\u0661\u0662", "12", False), ("0x10", "16", False), ("True", "1", False),
+    (" 5. ", "5", True), ("+.5", "0.5", True), ("(1+2)*3", "9", True),
 ])  # fmt: skip
 def test_ocw(answer: str, reference: str, same: bool) -> None:
     quick = ocw.quickly_same(answer, reference)

@@ -17,6 +17,7 @@ from scipy import stats
 from eval_tasks.measures.comparison import compare, mcnemar
 from eval_tasks.measures.intervals import mean, ratio, wilson
 from eval_tasks.measures.sampling import maj_at_k, pass_at_k, powers_up_to
+from eval_tasks.results.tables import value_words
 
 
 def test_llemmas_proofs_have_the_interval_that_was_computed_elsewhere() -> None:
@@ -68,7 +69,31 @@ def test_few_right_or_wrong_items_get_wilsons_interval() -> None:
         assert (found.low, found.high, found.method) == (*wilson(right, of), "wilson")
         assert found.low < found.value < found.high or right in (0, of)
     assert mean([True] * 10 + [False] * 10).method == "bootstrap"
-    assert mean([0.5, 0.5]).low == 0.5
+
+
+@pytest.mark.parametrize(
+    "values", [[0.125], [0.5, 0.5], [0.25] * 40, [0.0] * 50 + [0.5] * 3, [1.0] * 30 + [0.25]]
+)
+def test_shares_that_are_few_or_alike_get_wilsons_interval(values: list[float]) -> None:
+    found = mean(values)
+    assert (found.low, found.high, found.method) == (*wilson(sum(values), len(values)), "wilson")
+    assert found.low < found.value < found.high
+
+
+def test_wilsons_interval_covers_the_mean_of_shares() -> None:
+    """Of 8 items with shares of 8 samples, each item with a chance of its own: 95%, less its error."""
+    draw, covered = np.random.default_rng(5), 0
+    for _ in range(1_000):
+        found = mean((draw.binomial(8, draw.beta(0.5, 1.0, size=8)) / 8).tolist())
+        covered += found.low <= 1 / 3 <= found.high
+    assert covered >= 930
+
+
+def test_what_gives_no_interval_has_none() -> None:
+    assert ratio([3.0], [7.0]).method == "none"
+    assert ratio([3.0, 6.0], [7.0, 14.0]).method == "none"
+    assert compare([1.0, 0.0], [1.0, 0.0]).difference.method == "none"
+    assert value_words("bits_per_byte", ratio([3.0], [4.0]).as_fields()) == "0.7500"
 
 
 @given(st.integers(1, 9).flatmap(

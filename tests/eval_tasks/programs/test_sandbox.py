@@ -35,6 +35,15 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
     return "the-secret-of-this-test"
 
 
+def test_copies_and_other_commands_of_fcntl_work(box: Sandbox) -> None:
+    outcome = box.run(
+        "import fcntl, os, shutil\nopen('/tmp/x', 'w').write('text')\nshutil.copy2('/tmp/x', '/tmp/y')\n"
+        "file = open('/tmp/y')\nfcntl.flock(file, fcntl.LOCK_EX)\nother = os.dup(file.fileno())\n"
+        "print(file.read(), fcntl.fcntl(other, fcntl.F_GETFD), fcntl.fcntl(other, fcntl.F_DUPFD, 20) >= 20)"
+    )
+    assert (outcome.output, outcome.end) == ("text 1 True\n", "ok"), outcome
+
+
 def test_what_a_program_prints_and_its_variable(box: Sandbox) -> None:
     outcome = box.run(
         "import sys\nprint('ä', 6 * 7)\nprint('note', file=sys.stderr)\nanswer = 3 / 4", "answer"
@@ -140,6 +149,89 @@ CONTAINED = {
         "No space left",
     ),
     "too many open files": ("x = [open('/dev/null') for _ in range(1000)]", "error", "Too many open files"),
+    "attributes of a file": (
+        "import os\nopen('/tmp/x', 'w').close()\nos.setxattr('/tmp/x', 'user.x', bytes(60000))",
+        "error",
+        "Operation not permitted",
+    ),
+    "attributes of an open file": (
+        "import os\nos.setxattr(os.open('/tmp/x', os.O_CREAT | os.O_RDWR), 'user.x', bytes(60000))",
+        "error",
+        "Operation not permitted",
+    ),
+    "attributes of a link": (
+        "import os\nopen('/tmp/x', 'w').close()\n"
+        "os.setxattr('/tmp/x', 'user.x', bytes(60000), follow_symlinks=False)",
+        "error",
+        "Operation not permitted",
+    ),
+    "locks of single bytes": (
+        "import fcntl\nx = open('/tmp/x', 'w')\n"
+        "for n in range(1 << 20):\n    fcntl.lockf(x, fcntl.LOCK_EX, 1, 2 * n)",
+        "error",
+        "Operation not permitted",
+    ),
+    "locks of open files": (
+        "import fcntl, struct\nx = open('/tmp/x', 'w')\n"
+        "fcntl.fcntl(x, fcntl.F_OFD_SETLK, struct.pack('hhqqi', fcntl.F_WRLCK, 0, 0, 1, 0))",
+        "error",
+        "Operation not permitted",
+    ),
+    "a large pipe": (
+        "import fcntl, os\nfcntl.fcntl(os.pipe()[1], 1031, 1 << 20)",
+        "error",
+        "Operation not permitted",
+    ),
+    "a watch of a folder": (
+        "import fcntl, os\nfcntl.fcntl(os.open('/tmp', os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_CREATE)",
+        "error",
+        "Operation not permitted",
+    ),
+    "watches": (
+        "import ctypes, os\nc = ctypes.CDLL(None, use_errno=True)\n"
+        "if c.inotify_init() < 0:\n    raise OSError(ctypes.get_errno(), 'refused')",
+        "error",
+        "refused",
+    ),
+    "key rings": (
+        "import ctypes, platform\nc = ctypes.CDLL(None, use_errno=True)\n"
+        "add_key = {'x86_64': 248}.get(platform.machine(), 217)\n"
+        "if c.syscall(add_key, b'user', b'x', b'y', 1, -3) < 0:\n"
+        "    raise OSError(ctypes.get_errno(), 'refused')",
+        "error",
+        "refused",
+    ),
+    "rules of Landlock": (
+        "import ctypes\nc = ctypes.CDLL(None, use_errno=True)\n"
+        "if c.syscall(444, None, 0, 1) < 0 and ctypes.get_errno() == 1:\n    raise OSError('refused')",
+        "error",
+        "refused",
+    ),
+    "message queues": (
+        "import ctypes\nc = ctypes.CDLL(None, use_errno=True)\n"
+        "if c.msgget(0, 0o1600) < 0:\n    raise OSError(ctypes.get_errno(), 'refused')",
+        "error",
+        "refused",
+    ),
+    "timers without end": (
+        "import ctypes\nc, x = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()\n"
+        "for n in range(100_000):\n    if c.timer_create(1, None, ctypes.byref(x)):\n"
+        "        raise OSError(ctypes.get_errno(), f'refused: {n < 2000}')",
+        "error",
+        "refused: True",
+    ),
+    "pollers without end": (
+        "import select\nx = [select.epoll() for _ in range(1000)]",
+        "error",
+        "Too many open files",
+    ),
+    "counters without end": (
+        "import ctypes\nc = ctypes.CDLL(None, use_errno=True)\n"
+        "for n in range(1000):\n    if c.eventfd(0, 0) < 0:\n"
+        "        raise OSError(ctypes.get_errno(), 'refused')",
+        "error",
+        "refused",
+    ),
     "mounting": (
         "import ctypes, os\nc = ctypes.CDLL(None, use_errno=True)\n"
         "if c.mount(b'none', b'/tmp', b'tmpfs', 0, None):\n    raise OSError(ctypes.get_errno(), 'refused')",

@@ -23,6 +23,7 @@ from eval_tasks.results.samples import (
     Sample,
     SampleWriter,
     Verdict,
+    read_samples,
     read_verdicts,
     read_votes,
     samples_file,
@@ -310,6 +311,28 @@ def test_two_folders_are_compared_item_by_item(tmp_path: Path, graders: Graders)
     assert "llemma_gsm8k_maj: 1 items left out" in table
 
 
+def test_one_sample_an_item_is_compared_with_the_vote_of_several(tmp_path: Path, graders: Graders) -> None:
+    several = gsm8k_samples(1)
+    single = [sample for sample in gsm8k_samples(2) if sample.sample == 0]
+    for name, samples in (("a", single), ("b", several)):
+        score_folder(write(tmp_path / name, samples), graders=graders, tell=quiet)
+    rows = {row.measure: row.comparison for row in compare_folders(tmp_path / "a", tmp_path / "b")}
+    voted = rows["majority vote"]
+    right = [
+        read_votes(votes_file(tmp_path / "b", several[0].task))[sample.item].correct for sample in single
+    ]
+    verdicts = read_verdicts(verdicts_file(tmp_path / "a", several[0].task))
+    alone = [verdicts[sample.key].correct for sample in single]
+    assert rows["accuracy"].p_value is None
+    assert voted.only_first == sum(one and not other for one, other in zip(alone, right, strict=True))
+    assert voted.only_second == sum(other and not one for one, other in zip(alone, right, strict=True))
+    assert voted.p_value is not None
+    text = comparison_markdown(
+        tmp_path / "a", tmp_path / "b", compare_folders(tmp_path / "a", tmp_path / "b")
+    )
+    assert "Without p: items have several samples" in text
+
+
 def test_likelihoods_are_compared_as_ratios(tmp_path: Path) -> None:
     for name, factor in (("a", 1.0), ("b", 1.1)):
         samples = [
@@ -437,6 +460,54 @@ def test_broken_generations_are_named(tmp_path: Path, rows: list[dict[str, Any]]
             )
     with pytest.raises(UserError, match="is measured by likelihood"):
         rescore(tmp_path / "s.jsonl", "llemma_math_perplexity", tmp_path / "out")
+
+
+def generation(item: str, sample: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"item": item, "sample": sample, "problem": "p", "generation": "The answer is 5.",
+            "reference": "5"} | fields  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([generation("a"), generation("a", 1, problem="q")],
+     r"s\.jsonl:2: item=a: is not the problem and reference of line 1"),
+    ([generation("a"), generation("b"), generation("a", 1, reference="6")],
+     r"s\.jsonl:3: item=a: is not the problem and reference of line 1"),
+    ([generation("a"), generation("b"), generation("a", 1), generation("c")],
+     r"s\.jsonl: 2 items have fewer samples than the 2 of others: b \(1\), c \(1\); complete them"),
+])  # fmt: skip
+def test_items_of_anyones_generations_are_one_problem_and_alike(
+    tmp_path: Path, rows: list[dict[str, Any]], message: str, graders: Graders
+) -> None:
+    path, output = write_rows(tmp_path / "s.jsonl", rows), tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        rescore(path, "llemma_gsm8k", output, graders=graders, tell=quiet)
+    assert not output.exists()
+    # The repaired file goes to the same folder.
+    write_rows(path, [generation("a"), generation("a", 1)])
+    rescore(path, "llemma_gsm8k", output, graders=graders, tell=quiet)
+
+
+def test_levels_and_subjects_are_read_as_those_of_data(tmp_path: Path, graders: Graders) -> None:
+    rows = [
+        generation("a", level="Level 5", type="Counting &amp; Probability"),
+        generation("b", level=4, subject="algebra"),
+    ]
+    path, output = write_rows(tmp_path / "s.jsonl", rows), tmp_path / "out"
+    rescore(path, "llemma_gsm8k", output, True, graders=graders, tell=quiet)
+    found = list(read_samples(samples_file(output, "llemma_gsm8k")).values())
+    assert [(sample.level, sample.subject) for sample in found] == [
+        (5, "counting_and_probability"), (4, "algebra"),
+    ]  # fmt: skip
+
+
+def test_a_last_line_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "s.jsonl", [generation("a"), generation("b")])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"s\.jsonl:2: is no JSON object: the file is cut short"):
+        rescore(path, "llemma_gsm8k", tmp_path / "out", tell=quiet)
+    path.write_text(json.dumps(generation("a"))[:-1] + ', "level": ' + "9" * 5_000 + "}\n")
+    with pytest.raises(UserError, match=r"s\.jsonl:1: has a number of too many digits"):
+        rescore(path, "llemma_gsm8k", tmp_path / "out", tell=quiet)
 
 
 def test_a_file_that_breaks_in_the_middle_leaves_nothing(tmp_path: Path) -> None:

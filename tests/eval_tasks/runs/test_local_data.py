@@ -62,6 +62,14 @@ def test_any_bytes_are_rows_or_an_error_with_the_place(
         assert str(error).startswith(f"{path}:")
 
 
+def test_names_can_be_exchanged(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"problem": "four", "reference": "2 + 2?", "subject": "sums"}])
+    (row,) = LocalFile(path, {"problem": "reference", "reference": "problem"}).rows()
+    assert row == {"problem": "2 + 2?", "reference": "four", "subject": "sums"}
+    (row,) = LocalFile(path, {"problem": "reference", "reference": "subject", "subject": "problem"}).rows()
+    assert row == {"problem": "2 + 2?", "reference": "sums", "subject": "four"}
+
+
 def test_a_told_field_must_be_there(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "?"}, {"txt": "?"}])
     with pytest.raises(UserError, match=r"rows\.jsonl:2: has no field text.*the problem; it has txt"):

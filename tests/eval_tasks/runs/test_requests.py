@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from eval_tasks.runs.catalogue import catalogue
 from eval_tasks.runs.local_data import LocalFile
 from eval_tasks.runs.requests import Item, item_names, items_of, requests_of
 from eval_tasks.runs.sampling import batches
+from eval_tasks.runs.settings import task_settings
 from tests.eval_tasks.runs.files import MATH_ROWS, write_rows
 
 pytest.importorskip("lm_eval", reason="needs requirements/requirements-eval.txt")
@@ -73,6 +75,23 @@ def test_a_saved_sample_tells_all_of_its_item(tmp_path: Path) -> None:
     )
     sample = request.sample_of((-2.5, True), None)
     assert (sample.loglikelihood, sample.bytes) == (-2.5, len(MATH_ROWS[0]["solution"].encode()) + 1)
+
+
+def test_settings_know_all_of_the_data_that_a_sample_holds() -> None:
+    def settings(**changed: str) -> dict[str, Any]:
+        doc = {"problem": "?", "reference": "1", "level": 1, "subject": "x", "extra": "{}"} | changed
+        item = Item("name", doc, ("prompt", {}), None)
+        return task_settings(catalogue()["llemma_math"], [item], None, 1, None)
+
+    before = settings()
+    for changed, name in (
+        ({"reference": "2"}, "references_and_choices"),
+        ({"extra": '{"choices": ["a"]}'}, "references_and_choices"),
+        ({"level": 2}, "levels_and_subjects"),
+        ({"subject": "y"}, "levels_and_subjects"),
+    ):
+        now = settings(**changed)
+        assert [key for key in before if before[key] != now[key]] == [name]
 
 
 def test_batches_hold_all_requests_in_order(tmp_path: Path) -> None:

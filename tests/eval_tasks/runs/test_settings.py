@@ -48,6 +48,14 @@ def test_a_model_that_was_moved_is_the_same(tmp_path: Path) -> None:
         kept(tmp_path / "other", model={**server, "name": "new"})
 
 
+def test_another_model_is_called_by_its_name(tmp_path: Path) -> None:
+    model = {**MODEL, "name": "llemma"}
+    keep_settings(tmp_path, Settings(model, {"math": MATH}, {"checkpoint": "old/llemma"}), False)
+    changed = Settings({**model, "sha256": "bb"}, {"math": MATH}, {"checkpoint": "new/llemma"})
+    with pytest.raises(ConfigError, match=r"CHECKPOINT=new/llemma: has other files .*with, old/llemma \(aa"):
+        keep_settings(tmp_path, changed, False)
+
+
 def test_each_change_is_named(tmp_path: Path) -> None:
     kept(tmp_path)
     write_samples(tmp_path)

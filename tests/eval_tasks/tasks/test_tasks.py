@@ -150,16 +150,54 @@ def test_levels_and_subjects(tmp_path: Path) -> None:
 
 
 def test_what_a_row_lacks_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"row 2 of the data: no problem.*--data-field TASK\.problem=NAME"):
+    lacking = (
+        r"rows\.jsonl:2: has no problem.*it has text, solution; .*--data-field llemma_math\.problem=NAME"
+    )
+    with pytest.raises(UserError, match=lacking):
         items("llemma_math", [MATH_ROWS[0], {"text": "Find $x$.", "solution": "2"}], tmp_path)
-    with pytest.raises(UserError, match="no choices"):
+    with pytest.raises(UserError, match="has no choices"):
         items("llemma_sat", [{"problem": "Which?", "reference": "(A)"}], tmp_path)
-    with pytest.raises(UserError, match="no reference"):
-        items("llemma_mmlu_stem", [{"question": "?", "choices": list("abcd"), "answer": 4}], tmp_path)
     told = {"problem": "text", "reference": "gold"}
     (item,) = items("llemma_math", [{"text": "Find $x$.", "gold": "2"}], tmp_path, fields=told)
     assert item.doc["problem"] == "Find $x$."
     assert item.doc["reference"] == "2"
+
+
+@pytest.mark.parametrize(("task", "row", "said"), [
+    ("llemma_math", {"problem": 5, "solution": "2"}, "problem=5: is not text"),
+    ("llemma_math", {"problem": "?", "solution": None}, "solution=null: is not text"),
+    ("llemma_mmlu_stem", {"question": "?", "choices": list("abc"), "answer": 1}, "is not a list of 4"),
+    ("llemma_mmlu_stem", {"question": "?", "choices": list("abcd"), "answer": "7"},
+     "answer=7: is not 0 to 3 or A to D"),
+    ("llemma_mmlu_stem", {"question": "?", "choices": list("abcd"), "answer": 4}, "answer=4: is not 0 to 3"),
+])  # fmt: skip
+def test_a_field_of_the_wrong_kind_is_not_called_absent(
+    task: str, row: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"rows\.jsonl:1: .*{said}.*--data-field {task}\."):
+        items(task, [row], tmp_path)
+
+
+@pytest.mark.parametrize(("task", "row"), [
+    ("llemma_gsm8k", {"question": "?", "answer": "It is five.\n#### five"}),
+    ("llemma_gsm8k_maj", {"question": "?", "answer": "#### five"}),
+    ("llemma_gsm8k_python", {"question": "?", "answer": "#### five"}),
+    ("llemma_math", {"problem": "?", "solution": "$\\boxed{}$"}),
+    ("llemma_math_python", {"problem": "?", "solution": "$\\boxed{}$"}),
+])  # fmt: skip
+def test_a_reference_without_an_answer_is_refused_before_there_are_samples(
+    task: str, row: dict[str, Any], tmp_path: Path
+) -> None:
+    good = {"question": "?", "problem": "?", "answer": "#### 5", "solution": "$\\boxed{5}$"}
+    with pytest.raises(UserError, match=rf"rows\.jsonl:2: reference=.* holds no answer .*{task}\.reference"):
+        items(task, [good, row], tmp_path)
+    assert len(items(task, [good, row], tmp_path, limit=1)) == 1
+
+
+def test_choices_of_the_sat_under_another_name(tmp_path: Path) -> None:
+    row = {"Question": "Which?", "options": "A) 1 B) 2 C) 3 D) 4", "Answer": "D"}
+    (item,) = items("llemma_sat", [row], tmp_path, fields={"choices": "options"})
+    assert item.prompt.endswith("A) 1 B) 2 C) 3 D) 4\nSolution:")
 
 
 def test_without_the_hub_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
