@@ -127,23 +127,28 @@ explorer.main = (() => {
   }
 
   function change(key, value) {
-    const next = { ...place, [key]: value };
+    const next = { ...asked(), [key]: value };
     if (key === "model" || key === "beside") Object.assign(next, { verdict: "", sample: "", sample2: "" });
     explorer.route.go(next, true);
   }
 
   function clear() {
     byId("query").value = "";
-    explorer.route.go({ ...place, q: "", ...Object.fromEntries(explorer.filters.KEYS.map((key) => [key, ""])) });
+    explorer.route.go({ ...asked(), q: "", ...Object.fromEntries(explorer.filters.KEYS.map((key) => [key, ""])) });
   }
+
+  /** What is asked for: the address is ahead of what is shown when keys follow each other quickly. */
+  const asked = () => (place = explorer.route.read());
 
   function open(number, isStep = false) {
     if (number === undefined) return;
+    asked();
     const at = { task: index.tasks[index.items.task[number]].name, item: index.items.id[number] };
     explorer.route.go({ ...place, at, sample: "", sample2: "" }, isStep);
   }
 
   function step(steps) {
+    asked();
     const { at, total } = explorer.list.placeOf(itemNumber());
     const from = at < 0 && steps < 0 ? total : at; // from outside the list: onto its first or its last item
     open(explorer.list.itemAt(Math.min(total - 1, Math.max(0, from + steps))), true);
@@ -152,7 +157,7 @@ explorer.main = (() => {
   const edge = (direction) => step(-direction * Infinity);
 
   function chooseSample(column, number) {
-    explorer.route.go({ ...place, [column ? "sample2" : "sample"]: String(number) }, true);
+    explorer.route.go({ ...asked(), [column ? "sample2" : "sample"]: String(number) }, true);
   }
 
   /** The next sample, in both columns where two models are shown. */
