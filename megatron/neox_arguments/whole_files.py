@@ -8,12 +8,13 @@ writers of their own.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_DRAFT = re.compile(r"^\.(?P<of>.+)\.\d+\.draft$")
+_DRAFT = re.compile(r"^\.(?P<of>.+?)(\.\d+)?\.draft$")
 
 
 def sync(path: Path) -> None:
@@ -27,12 +28,15 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A hidden file beside `path` for the block to write; after the block it takes the name.
+    """A hidden file beside `path` for the block to write, empty at first; after the block it takes the name.
+
+    Its name is the same each time, so that what a killed writer leaves is overwritten by the next. Should
+    another be at work on the same file, the draft has this process's name.
 
     Raises:
         OSError: the disk refuses. `path` is as it was, and the draft is gone.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft, descriptor = _own_draft(path)
     try:
         yield draft
         sync(draft)
@@ -41,6 +45,34 @@ def drafted(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
+
+
+def _own_draft(path: Path) -> tuple[Path, int]:
+    """The draft of a file, empty, and the descriptor by which it is locked against other writers."""
+    usual, own = (path.with_name(f".{path.name}.{middle}draft") for middle in ("", f"{os.getpid()}."))
+    for draft in (usual, own):
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if draft == own or _is_locked(draft, descriptor):
+            os.ftruncate(descriptor, 0)
+            return draft, descriptor
+        os.close(descriptor)
+    raise AssertionError("a draft of this process's own needs no lock")
+
+
+def _is_locked(draft: Path, descriptor: int) -> bool:
+    """Whether the draft is this writer's; another's is locked, or has got its name meanwhile."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks: then nothing keeps two writers apart, as with any other file
+    try:
+        return os.fstat(descriptor).st_ino == os.stat(draft).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def draft_of(name: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron.neox_arguments.whole_files import drafted, write_whole
+from megatron.neox_arguments.whole_files import draft_of, drafted, write_whole
 from tests.ranks import ROOT
 
 
@@ -60,3 +60,15 @@ def test_killed_at_random_moments_the_file_is_one_of_those_written(tmp_path: Pat
         assert writer.wait(30) == -signal.SIGKILL
         content = path.read_bytes()
         assert content in (b"a" * 3_000_000, b"b" * 3_000_000)
+    write_whole(path, "whole")
+    assert os.listdir(tmp_path) == ["a"], "what the killed ones left is overwritten"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with drafted(tmp_path / "a") as first, drafted(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"
+    assert os.listdir(tmp_path) == ["a"]
+    assert draft_of(first.name) == draft_of(second.name) == "a"
