@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -30,9 +31,14 @@ ATTACKS = [
 ]
 
 
-def workers() -> list[psutil.Process]:
-    """The worker processes of this process."""
-    return [each for each in psutil.Process().children() if "eval_tasks.answers" in " ".join(each.cmdline())]
+def workers() -> set[psutil.Process]:
+    """The worker processes of this process; other tests may have some that are not collected yet."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "eval_tasks.answers" in " ".join(child.cmdline()):
+                found.add(child)
+    return found
 
 
 def test_attacks_end_their_own_question_alone() -> None:
@@ -66,9 +72,10 @@ def test_a_question_that_cannot_be_interrupted_is_ended_by_the_kernel() -> None:
 
 
 def test_a_killed_worker_is_replaced() -> None:
+    before = workers()
     with Graders(1) as graders:
         assert list(graders.ask([GOOD])) == [YES]
-        (child,) = workers()
+        (child,) = workers() - before
         os.kill(child.pid, signal.SIGKILL)
         child.wait(timeout=60)
         assert list(graders.ask([GOOD, GOOD])) == [Answer(None, "died"), YES]
@@ -82,9 +89,11 @@ def test_answers_come_in_the_order_of_the_questions() -> None:
 
 
 def test_nothing_is_left_running_when_it_ends_in_the_middle() -> None:
+    before = workers()
     with Graders(2) as graders:
         next(graders.ask([GOOD, *ATTACKS]))
-    assert workers() == []
+        assert len(workers() - before) == 2
+    assert workers() - before == set()
 
 
 def test_memory_is_limited() -> None:
