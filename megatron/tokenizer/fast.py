@@ -238,7 +238,8 @@ def _load(definition: str) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the extension is no Exception
-        raise _Unsupported(f"gigatoken cannot read it: {error}") from None
+        said = str(error).strip().partition("\n")[0]  # below it stands where in its source
+        raise _Unsupported(f"gigatoken cannot read it: {said}") from None
 
 
 def _file_of(tokenizer: Tokenizer) -> Path:
