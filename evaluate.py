@@ -224,15 +224,9 @@ def _make(asked: Asked, choice: ModelChoice, left: list[TaskPlan], ranks: int) -
 def _follow(choice: ModelChoice, ranks: int) -> None:
     """Has its share of the model, on another rank than 0, until that is done."""
     from eval_tasks.runs.backends import native_model
-    from megatron.trainer.telling import speaks
 
-    try:
-        with native_model(choice, ranks):
-            pass
-    except UserError as error:
-        if not speaks(error):
-            raise SystemExit(error.exit_code) from None
-        raise
+    with native_model(choice, ranks):
+        pass
 
 
 def _rescore(options: argparse.Namespace) -> None:

@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
     from megatron.text_generation import ModelSession
-    from megatron.trainer.telling import speaks
+    from megatron.trainer.telling import end_once
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     backend = initialize(ParallelConfig(model_parallel_size=ranks), options.seed)
@@ -159,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(prompt + text, flush=True)
         print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s, {session.products}", file=sys.stderr)
     except UserError as error:
-        if not speaks(error):
-            raise SystemExit(error.exit_code) from None
-        raise
+        end_once(error)
     finally:
         shut_down()
 

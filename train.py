@@ -41,7 +41,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.trainer.run import Run
     from megatron.trainer.setup import prepare
     from megatron.trainer.start import choose_start
-    from megatron.trainer.telling import lost_connection, on_all_ranks, speaks
+    from megatron.trainer.telling import end_once, lost_connection, on_all_ranks
     from megatron.trainer.watchdog import Watchdog
 
     backend = initialize(cfg.parallel, cfg.data.seed)
@@ -93,9 +93,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     except UserError as error:
         if keeper is not None:
             keeper.abandon()
-        if not speaks(error):
-            raise SystemExit(error.exit_code) from None
-        raise
+        end_once(error)
     except Exception as error:
         if (why := lost_connection(error)) is None:
             raise

@@ -235,6 +235,11 @@ def test_this_engine_on_two_ranks_gives_the_same(
                 assert sample["loglikelihood"] == pytest.approx(theirs[key]["loglikelihood"], abs=1e-3)
             else:
                 assert sample["generation"] == theirs[key]["generation"]
+    (tmp_path / "neox" / "global_step0" / "checkpoint.json").write_text("{")
+    spoilt = arguments(tmp_path / "neox", data, tasks[0], tmp_path / "new", "--batch-size", 3)
+    done = run(tmp_path / "spoilt", "deepy.py", ROOT / str(spoilt[0]), "--cpu-ranks", 2, "--", *spoilt[1:])
+    assert done.status == 2, done.err
+    assert done.err.count("error: ") == 1, done.err  # both ranks find it, one says it
 
 
 def test_all_mistakes_are_said_at_once_and_nothing_heavy_is_imported(tmp_path: Path) -> None:

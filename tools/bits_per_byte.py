@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from megatron.backend import initialize, shut_down
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
-    from megatron.trainer.telling import speaks
+    from megatron.trainer.telling import end_once
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     backend = initialize(ParallelConfig(model_parallel_size=ranks), seed=1)
@@ -292,9 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         totals = {name: measure(opened, of_source, options.max_tokens) for name, of_source in texts.items()}
         content = report(opened, totals, options, time.perf_counter() - started)
     except UserError as error:
-        if not speaks(error):
-            raise SystemExit(error.exit_code) from None
-        raise
+        end_once(error)
     finally:
         shut_down()
     if not backend.is_main:

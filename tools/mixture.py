@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
+from tools.argument_types import at_least
 
 if TYPE_CHECKING:
     from tools.mixture_parts.settings import Measure, Point, Study
@@ -36,13 +37,6 @@ examples:
 """
 
 
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Find the best weights of the training sources by short runs.",
@@ -53,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="YAML files of the short run")
     parser.add_argument("-d", "--conf-dir", type=Path, metavar="DIR", help="folder of the YAML files")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key")
-    parser.add_argument("--cpu-ranks", type=_at_least_one, metavar="N", help="as deepy.py's")
+    parser.add_argument("--cpu-ranks", type=at_least(1), metavar="N", help="as deepy.py's")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the study")
     _add_design(parser)
     _add_measure(parser)
@@ -66,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--submit", action="store_true", help="hand the unfinished points to SLURM as an array job"
     )
     what.add_argument("--dry-run", action="store_true", help="with --submit: show the script, submit nothing")
-    what.add_argument("--at-once", type=_at_least_one, metavar="N", help="with --submit: tasks at a time")
+    what.add_argument("--at-once", type=at_least(1), metavar="N", help="with --submit: tasks at a time")
     what.add_argument("--keep-checkpoints", action="store_true", help="also after a point is measured")
     what.add_argument(
         "--plan-options", default="", metavar="TEXT",
@@ -83,12 +77,12 @@ def _add_design(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     design.add_argument(
         "--levels",
-        type=_at_least_one,
+        type=at_least(1),
         default=3,
         metavar="M",
         help="of the lattice: shares of i/M (default: 3)",
     )
-    design.add_argument("--points", type=_at_least_one, metavar="N", help="of the Dirichlet design")
+    design.add_argument("--points", type=at_least(1), metavar="N", help="of the Dirichlet design")
     design.add_argument(
         "--weights", nargs="+", default=[], metavar="A,B,…", help="mixtures of your own, beside the design's"
     )
@@ -102,7 +96,7 @@ def _add_design(parser: argparse.ArgumentParser) -> None:
         "--bounds", nargs="+", default=[], metavar="NAME=LOW:HIGH", help="of a source's share of all"
     )
     design.add_argument(
-        "--repeats", type=_at_least_one, default=1, metavar="N", help="runs of each mixture, with other seeds"
+        "--repeats", type=at_least(1), default=1, metavar="N", help="runs of each mixture, with other seeds"
     )
     design.add_argument("--design-seed", type=int, default=1, metavar="N", help="(default: 1)")
     design.add_argument(
@@ -117,9 +111,9 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
     measure.add_argument(
         "--template", default="{text}", help="text of a line, from its keys (default: {text})"
     )
-    measure.add_argument("--max-documents", type=_at_least_one, metavar="N")
+    measure.add_argument("--max-documents", type=at_least(1), metavar="N")
     measure.add_argument(
-        "--max-tokens", type=_at_least_one, default=1024, metavar="N", help="of a text (default: 1024)"
+        "--max-tokens", type=at_least(1), default=1024, metavar="N", help="of a text (default: 1024)"
     )
     measure.add_argument(
         "--metric-command", metavar="TEXT",

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
 from megatron.tokenizer import TOKENIZER_TYPES
+from tools.argument_types import at_least
 
 EPILOG = """\
 The same command goes on where it was killed. See docs/overlap.md.
@@ -27,16 +28,6 @@ examples:
   python tools/overlap.py --test gsm8k.jsonl --key question --corpus data/math_text_document --unit tokens \\
       --tokenizer-type SPMTokenizer --vocab-file tokenizer.model --output overlap/gsm8k
 """
-
-
-def _at_least(least: int):  # type: ignore[no-untyped-def]
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below {least}")
-        return value
-
-    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,10 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("--id-key", metavar="KEY", help="key of an item's id (default: its number from 0)")
     test.add_argument("--level-key", default="level", metavar="KEY", help="(default: level)")
     test.add_argument(
-        "--ngram", type=_at_least(2), default=30, metavar="N", help="units of an n-gram (default: 30)"
+        "--ngram", type=at_least(2), default=30, metavar="N", help="units of an n-gram (default: 30)"
     )
     test.add_argument(
-        "--match-short-from", type=_at_least(2), metavar="N",
+        "--match-short-from", type=at_least(2), metavar="N",
         help="match items of N units up to an n-gram's length whole (default: they are only counted)",
     )  # fmt: skip
     test.add_argument(
@@ -108,7 +99,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     output.add_argument("--mask-text", default="[masked]", metavar="TEXT", help="(default: [masked])")
     output.add_argument(
-        "--workers", type=_at_least(1), default=len(os.sched_getaffinity(0)), metavar="N",
+        "--workers", type=at_least(1), default=len(os.sched_getaffinity(0)), metavar="N",
         help="processes that search (default: the cores of this machine)",
     )  # fmt: skip
 

@@ -22,13 +22,7 @@ from megatron.data.tokenize_corpus import TokenizerSpec, Wish, tokenize_corpus
 from megatron.neox_arguments.errors import UserError, exit_on_user_error
 from megatron.tokenizer import TOKENIZER_TYPES
 from megatron.tokenizer.hf_tokenizer import special_tokens
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+from tools.argument_types import at_least
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     output.add_argument("--dataset-impl", choices=("mmap",), default="mmap", help="the one format there is")
     output.add_argument(
-        "--workers", type=_at_least_one, default=len(os.sched_getaffinity(0)), metavar="N",
+        "--workers", type=at_least(1), default=len(os.sched_getaffinity(0)), metavar="N",
         help="processes that tokenise (default: the cores of this machine)",
     )  # fmt: skip
     output.add_argument(

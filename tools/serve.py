@@ -276,7 +276,7 @@ def _run(
     from megatron.backend import initialize, shut_down
     from megatron.neox_arguments.config import ParallelConfig
     from megatron.text_generation.session import ModelSession
-    from megatron.trainer.telling import speaks
+    from megatron.trainer.telling import end_once
     from tools.serve_parts.opening import open_for_serving
 
     backend = initialize(ParallelConfig(model_parallel_size=ranks), seed=1)
@@ -303,9 +303,7 @@ def _run(
         session.follow()
         return 0
     except UserError as error:
-        if not speaks(error):
-            return error.exit_code
-        raise
+        end_once(error)
     finally:
         shut_down()
 

@@ -149,6 +149,7 @@ def native_model(choice: ModelChoice, ranks: int) -> Iterator[Model | None]:
     from megatron.backend import initialize, shut_down
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
+    from megatron.trainer.telling import end_once
 
     backend = initialize(ParallelConfig(model_parallel_size=ranks), choice.seed)
     try:
@@ -162,6 +163,8 @@ def native_model(choice: ModelChoice, ranks: int) -> Iterator[Model | None]:
         else:
             with lm:
                 yield Model(lm, CALLS * choice.batch_size, True, call_options=QUIET)
+    except UserError as error:
+        end_once(error)
     finally:
         shut_down()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 
@@ -48,6 +48,16 @@ def speaks(error: UserError) -> bool:
         store.set(f"rank {rank} has read it", "")
         return not is_same
     return True
+
+
+def end_once(error: UserError) -> NoReturn:
+    """Ends this rank with `error` where it is the one to print it, else with its exit status alone.
+
+    To be called while the ranks' meeting point is there, before they shut down.
+    """
+    if speaks(error):
+        raise error
+    raise SystemExit(error.exit_code) from None
 
 
 def lost_connection(error: Exception) -> str | None:

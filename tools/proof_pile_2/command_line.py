@@ -9,19 +9,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
+from tools.argument_types import at_least
 from tools.proof_pile_2.reports import Report
 from tools.proof_pile_2.run import Stage, run_stage
 from tools.proof_pile_2.shards import Limits, Shard
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def at_least_one(text: str) -> int:
-    """An argument that is a number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 def share(text: str) -> float:
@@ -49,7 +42,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     group.add_argument(
         "--workers",
-        type=at_least_one,
+        type=at_least(1),
         default=len(os.sched_getaffinity(0)),
         metavar="N",
         help="processes, each with a shard of its own (default: the cores of this machine)",
@@ -72,7 +65,7 @@ def add_limit_options(parser: argparse._ActionsContainer) -> None:
     """What a single record or archive may take."""
     parser.add_argument(
         "--max-record-bytes",
-        type=at_least_one,
+        type=at_least(1),
         default=Limits().max_record_bytes,
         metavar="BYTES",
         help="a line, row or file that is larger is counted as broken (default: %(default)s)",

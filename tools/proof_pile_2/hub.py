@@ -21,7 +21,8 @@ from megatron.data.token_file import TokenFile, TokenizerRecord
 from megatron.data.tokenize_corpus import tokenizer_record
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import build_tokenizer
-from tools.proof_pile_2.command_line import Commands, add_recipe, at_least_one
+from tools.argument_types import at_least
+from tools.proof_pile_2.command_line import Commands, add_recipe
 
 REPOSITORY = "EleutherAI/proof-pile-2"
 SUBSETS = ("arxiv", "open-web-math", "algebraic-stack")
@@ -67,7 +68,7 @@ def add_command(commands: Commands) -> None:
         help="keep OUTPUT/downloads; otherwise a split's files go when its tokens are there",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--workers", type=at_least_one, metavar="N", help="processes that tokenise")
+    parser.add_argument("--workers", type=at_least(1), metavar="N", help="processes that tokenise")
     parser.add_argument("--overwrite", action="store_true", help="replace token files of other text")
     tokenizer = parser.add_argument_group(
         "tokenizer", "as for tools/preprocess_data.py; `</s>` ends each document"

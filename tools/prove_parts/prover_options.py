@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.neox_arguments.errors import UserError
+from tools.argument_types import at_least
 from tools.prove_parts.provers import Limits, MakeChecker, MakeProver
 
 STEPPING = ("coq", "lean")
@@ -23,18 +24,6 @@ def seconds(text: str) -> float:
     if not 0 < value < 1e7:
         raise argparse.ArgumentTypeError(f"{text}: is no number of seconds above 0")
     return value
-
-
-def at_least(least: int):  # type: ignore[no-untyped-def]
-    """An argparse type: a whole number from `least` on."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below {least}")
-        return value
-
-    return number
 
 
 def add_prover_options(parser: argparse.ArgumentParser, choices: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.neox_arguments.errors import UserError
+from tools.argument_types import at_least
 from tools.prove_parts import asking, prover_options, search
 from tools.prove_parts.proposers import Proposer, read_tactics
 from tools.prove_parts.provers import Prover, Theorem
@@ -59,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text before statements that bring none: imports and the like",
     )
-    theorems.add_argument(
-        "--limit", type=prover_options.at_least(1), metavar="N", help="take the first N only"
-    )
+    theorems.add_argument("--limit", type=at_least(1), metavar="N", help="take the first N only")
     prover_options.add_prover_options(parser, prover_options.STEPPING)
     _add_proposer_options(parser)
     _add_search_options(parser)
@@ -92,15 +91,15 @@ def _add_proposer_options(parser: argparse.ArgumentParser) -> None:
         "draws only, an --endpoint needs vLLM's use_beam_search for beam)",
     )  # fmt: skip
     group.add_argument(
-        "--candidates", type=prover_options.at_least(1), default=asking.CANDIDATES, metavar="N",
+        "--candidates", type=at_least(1), default=asking.CANDIDATES, metavar="N",
         help=f"tactics a state (default: {asking.CANDIDATES})",
     )  # fmt: skip
     group.add_argument(
-        "--tactic-tokens", type=prover_options.at_least(1), default=asking.TACTIC_TOKENS, metavar="N",
+        "--tactic-tokens", type=at_least(1), default=asking.TACTIC_TOKENS, metavar="N",
         help=f"the longest tactic (default: {asking.TACTIC_TOKENS})",
     )  # fmt: skip
     group.add_argument(
-        "--cache-tokens", type=prover_options.at_least(1), default=_CACHE_TOKENS, metavar="N",
+        "--cache-tokens", type=at_least(1), default=_CACHE_TOKENS, metavar="N",
         help=f"room of --native's KV cache; a prompt and its tactic must fit (default: {_CACHE_TOKENS})",
     )  # fmt: skip
     group.add_argument("--temperature", type=float, default=1.0, help="of draws (default: 1)")
@@ -111,7 +110,7 @@ def _add_proposer_options(parser: argparse.ArgumentParser) -> None:
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     group.add_argument(
-        "--max-expansions", type=prover_options.at_least(1), default=search.EXPANSIONS, metavar="N",
+        "--max-expansions", type=at_least(1), default=search.EXPANSIONS, metavar="N",
         help=f"states of a theorem that tactics are tried on (default: {search.EXPANSIONS})",
     )  # fmt: skip
     group.add_argument(
@@ -119,7 +118,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         help=f"seconds for a theorem (default: {search.THEOREM_SECONDS:g})",
     )  # fmt: skip
     group.add_argument(
-        "--workers", type=prover_options.at_least(1), default=1, metavar="N",
+        "--workers", type=at_least(1), default=1, metavar="N",
         help="theorems at a time, each with a prover of its own (default: 1)",
     )  # fmt: skip
     output = parser.add_argument_group("output")
@@ -231,7 +230,7 @@ def _native(args: argparse.Namespace) -> Iterator[Proposer | None]:
     from megatron.checkpointing.inference import open_model
     from megatron.neox_arguments.config import ParallelConfig
     from megatron.text_generation import ModelSession
-    from megatron.trainer.telling import speaks
+    from megatron.trainer.telling import end_once
     from tools.prove_parts.native_model import NativeModel
 
     backend = initialize(
@@ -249,9 +248,7 @@ def _native(args: argparse.Namespace) -> Iterator[Proposer | None]:
             else:
                 yield NativeModel(args.native, opened, session, _asking(args, "sample"))
     except UserError as error:
-        if not speaks(error):
-            raise SystemExit(error.exit_code) from None
-        raise
+        end_once(error)
     finally:
         shut_down()
 

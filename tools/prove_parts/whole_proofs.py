@@ -20,6 +20,7 @@ from eval_tasks.results.json_lines import encoded_line
 from eval_tasks.results.published import FIGURES
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.whole_files import write_whole
+from tools.argument_types import at_least
 from tools.prove_parts import prover_options
 from tools.prove_parts.attempts import REFUSED, TIMED_OUT, Attempt, AttemptRun, judged, read_attempts
 from tools.prove_parts.records import PROOFS
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--header", type=Path, metavar="FILE", help="imports and the like, for theorems that bring none"
     )
     parser.add_argument(
-        "--workers", type=prover_options.at_least(1), default=1, metavar="N",
+        "--workers", type=at_least(1), default=1, metavar="N",
         help="proofs at a time, each with a prover of its own (default: 1)",
     )  # fmt: skip
     output = parser.add_argument_group("output")

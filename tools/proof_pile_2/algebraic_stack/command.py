@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
+from tools.argument_types import at_least
 from tools.proof_pile_2.algebraic_stack import github
 from tools.proof_pile_2.algebraic_stack.languages import LANGUAGES, STACK, by_name, table
 from tools.proof_pile_2.algebraic_stack.leakage import read_theorems
@@ -18,7 +19,6 @@ from tools.proof_pile_2.command_line import (
     add_limit_options,
     add_output_options,
     add_recipe,
-    at_least_one,
     limits_of,
     say_result,
     share,
@@ -85,7 +85,7 @@ def add_command(commands: Commands) -> None:
     )
     sources.add_argument(
         "--max-repository-bytes",
-        type=at_least_one,
+        type=at_least(1),
         default=github.MAX_REPOSITORY_BYTES,
         metavar="BYTES",
         help="a repository with more is left out (default: %(default)s)",

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron.neox_arguments.errors import UserError
-from tools.proof_pile_2.command_line import Commands, add_output_options, add_recipe, at_least_one, share
+from tools.argument_types import at_least
+from tools.proof_pile_2.command_line import Commands, add_output_options, add_recipe, share
 from tools.proof_pile_2.documents import Broken, Step
 from tools.proof_pile_2.keys import find_dropped
 from tools.proof_pile_2.open_web_math.guard import PageLimits
@@ -69,12 +70,12 @@ def _add_recipe(commands: Commands) -> None:
     pages = parser.add_argument_group("pages")
     pages.add_argument("--html-key", default="html", metavar="KEY",
                        help="where JSON lines and Parquet have the HTML (default: html)")  # fmt: skip
-    pages.add_argument("--max-page-bytes", type=at_least_one, metavar="BYTES",
+    pages.add_argument("--max-page-bytes", type=at_least(1), metavar="BYTES",
                        default=PageOptions().max_page_bytes,
                        help="a page that is larger is counted as broken (default: %(default)s)")  # fmt: skip
     pages.add_argument("--page-cpu-seconds", type=float, metavar="SECONDS", default=PageLimits().cpu_seconds,
                        help="a page that takes more is dropped (default: %(default)s)")  # fmt: skip
-    pages.add_argument("--page-memory-bytes", type=at_least_one, metavar="BYTES",
+    pages.add_argument("--page-memory-bytes", type=at_least(1), metavar="BYTES",
                        default=PageLimits().memory_bytes,
                        help="of the process that extracts (default: %(default)s)")  # fmt: skip
     rules = parser.add_argument_group("rules")
@@ -163,9 +164,9 @@ def _add_train_classifier(commands: Commands) -> None:
                             help=".jsonl(.gz, .zst), .parquet, text files, folders of them")  # fmt: skip
     parser.add_argument("--text-key", default="text", metavar="KEY")
     defaults = TrainingOptions()
-    parser.add_argument("--epochs", type=at_least_one, default=defaults.epochs, metavar="N")
-    parser.add_argument("--dimensions", type=at_least_one, default=defaults.dimensions, metavar="N")
-    parser.add_argument("--buckets", type=at_least_one, default=defaults.buckets, metavar="N",
+    parser.add_argument("--epochs", type=at_least(1), default=defaults.epochs, metavar="N")
+    parser.add_argument("--dimensions", type=at_least(1), default=defaults.dimensions, metavar="N")
+    parser.add_argument("--buckets", type=at_least(1), default=defaults.buckets, metavar="N",
                         help="for pairs of words; the model has 4 bytes for each and each dimension "
                              "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="such as math_score.bin")
@@ -193,7 +194,7 @@ def _add_train_lm(commands: Commands) -> None:
     )
     parser.add_argument("--keep-singletons", action="store_true",
                         help="keep n-grams of three words and more that were seen once")  # fmt: skip
-    parser.add_argument("--max-words", type=at_least_one, default=20_000_000, metavar="N",
+    parser.add_argument("--max-words", type=at_least(1), default=20_000_000, metavar="N",
                         help="of the training text; each takes about 200 bytes of memory "
                              "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="such as math.arpa")
