@@ -22,15 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron.data.chat_template import PLAIN_TEMPLATE, ChatTemplate, TemplateFailed
-from megatron.data.readers import DECOMPRESS, Broken, Corpus, Document, Fields, JsonLines, source_records
+from megatron.data.decompress import DECOMPRESS
+from megatron.data.progress import Progress, say_made, say_result
+from megatron.data.readers import Broken, Corpus, Document, Fields, JsonLines, source_records
 from megatron.data.token_file import Provenance, Sidecar, TokenFile, TokenFileWriter
 from megatron.data.tokenize_corpus import (
-    Progress,
     Wish,
     check_output,
     made_before,
-    say_made,
-    say_result,
     stopped_at,
     tokenizer_record,
 )

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from megatron.data.readers import DECOMPRESS, BrokenArchive
+from megatron.data.decompress import DECOMPRESS, BrokenArchive
 from megatron.neox_arguments.errors import UserError
 from tools.proof_pile_2.documents import Broken, Document, decoded_meta, version_of
 from tools.proof_pile_2.places import Place, identity_of, listing, open_place, shown_path

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from megatron.data.readers import DECOMPRESS, BrokenArchive
+from megatron.data.decompress import DECOMPRESS, BrokenArchive
 from megatron.neox_arguments.errors import UserError
 from tools.proof_pile_2.documents import Broken, Document, version_of
 from tools.proof_pile_2.open_web_math.packages import needed
