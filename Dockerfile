@@ -41,7 +41,7 @@ ARG FLASH_ATTN=0
 RUN if [ "$FLASH_ATTN" = 1 ]; then \
         pip install --no-cache-dir ninja packaging setuptools wheel \
         && pip wheel --no-deps --no-build-isolation --wheel-dir /wheels \
-            "$(grep '^flash-attn' requirements/requirements-optional.txt)"; \
+            "$(grep '^flash-attn==' requirements/requirements-optional.txt)"; \
     fi
 
 # --- Optional: Apex's fused Adam and norms from NVIDIA's sources, for --build-arg APEX=1 ---

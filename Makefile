@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 # For pip, such as another index: make PIP_INSTALL_FLAGS='…'
 PIP_INSTALL_FLAGS ?=
 QUICKSTART_ARGS ?=
-# Test processes. Each may start ranks of its own, all with one thread.
-TEST_WORKERS ?= 2
+# Test processes. Each may start ranks of its own, all with one thread; of three on two cores, some wait.
+TEST_WORKERS ?= 3
 TEST_ARGS ?=
 # How often `make test-random` goes through the randomised tests
 ROUNDS ?= 10
@@ -37,7 +37,7 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/python tools/make_config_docs.py --check
 
 test: lint $(VENV)/.stamp-base-model
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 test-gpu: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m gpu $(TEST_ARGS)

@@ -11,6 +11,7 @@ import argparse
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 # Tells the ranks how the run was started, for the advice they give; never parsed.
 COMMAND_VARIABLE = "DEEPY_COMMAND"
-PLAN_OPTIONS = ("nodes", "gpus_per_node", "gpu", "gpu_memory", "mfu", "disk_speed", "json")
+# When it was: seconds since 1970. A rank says how long it took from then to its first step.
+STARTED_VARIABLE = "DEEPY_STARTED"
+PLAN_OPTIONS = (
+    "nodes", "gpus_per_node", "gpu", "gpu_memory", "mfu", "network_speed", "disk_speed", "calibration", "json"
+)  # fmt: skip
 
 EPILOG = """\
 Files merge from left to right, later keys win, --set wins over files. What follows -- goes to the program.
@@ -142,6 +147,13 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
         "--mfu", type=float, metavar="SHARE", help="share of the peak, as 0.4 (default: a model's)"
     )
     group.add_argument(
+        "--network-speed", metavar="BYTES", help="a second, from one GPU to other nodes (default: by GPU)"
+    )
+    group.add_argument(
+        "--calibration", type=Path, action="append", metavar="FILE",
+        help="what benchmarks measured on one such GPU; may be given several times",
+    )  # fmt: skip
+    group.add_argument(
         "--disk-speed", metavar="BYTES", help="a second, of all ranks together (default: 2GB/s)"
     )
     group.add_argument(
@@ -152,6 +164,7 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status of the run."""
+    os.environ[STARTED_VARIABLE] = f"{time.time():.3f}"  # inherited by the ranks, wherever they are
     options = parse(arguments)
     # After the command line is known to be right, so that --help need not wait for pydantic.
     from megatron.neox_arguments.errors import exit_on_user_error
@@ -170,6 +183,7 @@ def start(options: argparse.Namespace) -> int:
 
         return start_program(options, Path(__file__).resolve(), tell)
     from megatron.launcher import launchers
+    from megatron.launcher.connections import connections
     from megatron.launcher.frozen import HASH_VARIABLE, freeze
     from megatron.launcher.job import Job, python_of_ranks
     from megatron.launcher.plan import torn_groups
@@ -199,7 +213,12 @@ def start(options: argparse.Namespace) -> int:
     settings = launchers.Settings(cfg.launch, cfg.slurm)
     python = python_of_ranks(cfg.launch.rank_python, cfg.slurm.slurm_container)
     command = (python, str(options.script), "--config", str(frozen.path), *options.own_arguments)
-    variables = {HASH_VARIABLE: frozen.sha256, COMMAND_VARIABLE: options.command, **cfg.launch.environment}
+    variables = {
+        HASH_VARIABLE: frozen.sha256,
+        COMMAND_VARIABLE: options.command,
+        **connections(cfg.parallel.model_parallel_size, on_gpu=world.on_gpu, environment=os.environ),
+        **cfg.launch.environment,
+    }
     job = Job(command, Path.cwd(), variables, shared=frozen.path.parent)
     if options.print_commands:
         print(launchers.shown(choice, job, world, settings, os.environ))
@@ -275,6 +294,10 @@ def show(cfg: RunConfig, plan: RankPlan) -> None:
 
     print(f"{'ranks':<14}{plan}")
     print(describe(cfg, plan.ranks))
+    if cfg.parallel.recompute == "auto":
+        from megatron.planning.recompute import settled_here
+
+        print(f"{'recompute':<14}{settled_here(cfg, plan.ranks, on_gpu=plan.on_gpu)}")
     print("\n# All keys, merged, with their defaults. Nothing was started.\n")
     print(cfg.to_yaml(), end="")
 

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepy import COMMAND_VARIABLE
+from deepy import COMMAND_VARIABLE, STARTED_VARIABLE
 from megatron.neox_arguments import RunConfig, UserError, exit_on_user_error
 from megatron.trainer.interruption import StopRequest
+from megatron.trainer.startup import StartUp
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -30,12 +31,13 @@ def _build_tokenizer(cfg: RunConfig):  # type: ignore[no-untyped-def]
     return build_tokenizer(cfg.tokenizer.tokenizer_type, cfg.tokenizer.vocab_file, cfg.tokenizer.eod_token)
 
 
-def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
+def run_training(cfg: RunConfig, stop: StopRequest, command: str, startup: StartUp) -> None:
     """Builds every room from the ground up, and trains. `command` started the run, as it was typed."""
     from megatron.backend import initialize, shut_down
     from megatron.data.blend import build_blends
     from megatron.monitoring import open_monitor
     from megatron.trainer.fence import Fence
+    from megatron.trainer.fitting import settle_recompute
     from megatron.trainer.keeper import Keeper
     from megatron.trainer.loop import train
     from megatron.trainer.run import Run
@@ -44,7 +46,9 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
     from megatron.trainer.telling import end_once, lost_connection, on_all_ranks
     from megatron.trainer.watchdog import Watchdog
 
+    startup.done("imports")
     backend = initialize(cfg.parallel, cfg.data.seed)
+    startup.done("process group")
 
     def log(line: str) -> None:
         if backend.is_main:
@@ -57,6 +61,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
         shape = cfg.batch.batch_shape(backend.data_parallel_size)
         start = choose_start(cfg, backend, log)
         keeper.add_missing(start.folder if start is not None else None)
+        startup.done("tokenizer and choice of a checkpoint")
         done, seen = (start.iteration, start.sequences_seen) if start is not None else (0, 0)
         blends = build_blends(
             cfg,
@@ -67,8 +72,10 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
         )
         for notice in blends.notices:
             log(f"note: {notice}")
+        cfg = settle_recompute(cfg, backend, cfg.model.vocab_size or tokenizer.vocab_size, log)
         assert blends.train is not None  # build_blends refuses a run that trains on nothing
-        state = prepare(cfg, backend, tokenizer, start, blends.train.describe(), log)
+        startup.done("data")
+        state = prepare(cfg, backend, tokenizer, start, blends.train.describe(), log, startup)
         open_mine = functools.partial(
             open_monitor,
             cfg,
@@ -85,7 +92,7 @@ def run_training(cfg: RunConfig, stop: StopRequest, command: str) -> None:
                 train(
                     Run(
                         cfg, backend, tokenizer, state, blends, monitor, stop, keeper, fence, watchdog, log,
-                        command,
+                        command, startup,
                     )
                 )  # fmt: skip
         if backend.is_main and cfg.logging.plots:
@@ -121,11 +128,14 @@ def _draw(cfg: RunConfig, log) -> None:  # type: ignore[no-untyped-def]
 
 @exit_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
+    startup = StartUp.of_environment(os.environ, STARTED_VARIABLE)
     stop = StopRequest().listen()  # before the imports, which take seconds, and before there are threads
     from megatron.launcher.frozen import read_frozen
 
     command = os.environ.get(COMMAND_VARIABLE, "the same command")
-    run_training(read_frozen(_arguments(argv).config, os.environ), stop, command)
+    cfg = read_frozen(_arguments(argv).config, os.environ)
+    startup.done("configuration")
+    run_training(cfg, stop, command, startup)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory and time of conversions, both ways, against copying the same bytes with `cp`.
 
-    python benchmarks/convert_memory.py [--layers 8] [--hidden 4096] [--folder DIR] [--output FILE.json]
+    python benchmarks/convert_memory.py [--layers 8] [--hidden 4096] [--folder DIR] [--output FILE]
 
 Makes a Llama of random bfloat16 weights in the shape of Code Llama 7B with so many layers (32 are the whole,
 13.5 GB), in shards of at most 5 GB. Each conversion is the command of a user in a process of its own; its
 memory is the most that was ever resident (ru_maxrss), pages of mapped files included. `cp` copies the folder
 before and after each; its time is the mean of the two. All times run until all is on the disk (`sync`).
+Writes FILE.json and FILE.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks import page
+from benchmarks.machine import describe
 from megatron.checkpointing import huggingface
 from megatron.checkpointing.lazy import LazyTensor, outline
 
@@ -135,6 +137,27 @@ def measure(folder: Path, layers: int, hidden: int) -> list[dict[str, Any]]:
     return rows
 
 
+def markdown(content: dict[str, Any]) -> str:
+    """The page beside the JSON."""
+    rows = content["rows"]
+    cells = [
+        (
+            f"`{row['way']}`", f"{row['peak_mib']:,} MiB", f"{row['seconds']} s", f"{row['cpu_seconds']} s",
+            " and ".join(f"{seconds} s" for seconds in row["cp_seconds"]), row["ratio"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    return page.text(
+        "Converting a model, against copying it",
+        content["machine"],
+        f"{content['layers']} layers of width {content['hidden']}, random bfloat16: "
+        f"{rows[0]['weights_gb']} GB, the largest tensor {rows[0]['largest_tensor_mib']} MiB. `cp` of "
+        "the same folder before and after; the ratio is to the mean of the two.",
+        ("Way", "Most memory", "Time", "CPU time", "cp", "Ratio to cp"),
+        cells,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,13 +172,13 @@ def main() -> None:
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     content = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"torch": torch.__version__},
+        "machine": describe(),
+        "layers": options.layers,
+        "hidden": options.hidden,
         "rows": rows,
     }
     if options.output is not None:
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        page.write(options.output, content, markdown(content))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import page
+
 PACKAGES = ("sympy", "scipy", "networkx")
 
 
@@ -141,18 +143,16 @@ def main() -> None:
         ]
     heads = {"side": "Side", "megabytes": "MB in", "kept": "Documents kept", "cpu_seconds": "CPU seconds",
              "rate": "MB per CPU second", "peak_megabytes": "Peak MB"}  # fmt: skip
-    lines = [heads.values(), ["---"] * len(heads), *([str(row[key]) for key in heads] for row in rows)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    table = page.table(list(heads.values()), ([str(row[key]) for key in heads] for row in rows))
     print(table)
     if arguments.output:
-        arguments.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
         command = f"python benchmarks/corpus_stages.py --megabytes {arguments.megabytes} --output FILE.json"
         text = (
             "# A recipe's stage against datatrove's pipeline\n\nThe same rules for Python over the same "
             "JSON lines, "
             f"one process each. Made with\n\n    {command}\n\n{table}"
         )
-        arguments.output.with_suffix(".md").write_text(text)
+        page.write(arguments.output, {"rows": rows}, text)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed of generation on the CPU, against transformers' `generate`: the sides in turn, the same weights.
 
-    python benchmarks/generation_cpu.py [--rounds 5] [--output FILE.json]
+    python benchmarks/generation_cpu.py [--rounds 5] [--output FILE]
 
 The shape of SmolLM2-135M with random weights, as a Hugging Face folder and as a checkpoint made of it. Each
 side reads the same prompts, of 64 tokens down to half as many, and writes as many tokens, greedily;
 the ids are compared too. transformers runs with its default cache, with its static one, and, with --compile,
 with the static one and a compiled forward pass. A figure is new tokens a second, reading the prompt included,
 from the median round, by the clock and by CPU time; the latter says something on a busy machine too, with
-OMP_NUM_THREADS=1 (waiting threads spin). All sides are in one process, and take turns.
+OMP_NUM_THREADS=1 (waiting threads spin). All sides are in one process, and take turns. Writes FILE.json and
+FILE.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,9 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+
+from benchmarks import page
+from benchmarks.machine import describe
 
 if TYPE_CHECKING:
     from megatron.backend import Backend
@@ -141,6 +143,29 @@ def _ratio(rates: dict[str, float]) -> float:
     return rates["native"] / max(rate for name, rate in rates.items() if name != "native")
 
 
+def markdown(content: dict[str, Any]) -> str:
+    """The page beside the JSON."""
+    sides = list(content["rows"][0]["tokens_per_second"])
+    cells = [
+        (
+            row["dtype"], row["batch"], *(row["tokens_per_second"][side] for side in sides), row["ratio"],
+            row["ratio_of_cpu_time"], row["equal_texts"],
+        )
+        for row in content["rows"]
+    ]  # fmt: skip
+    names = {"native": "native, tokens/s"} | {side: f"transformers, {side} cache" for side in sides[1:]}
+    head = ["dtype", "Prompts", *names.values(), "Ratio to the best", "by CPU time", "Equal texts"]
+    return page.text(
+        "Generation on a CPU: SmolLM2-135M's shape",
+        content["machine"],
+        f"Prompts of {content['prompt_tokens'] // 2} to {content['prompt_tokens']} tokens, "
+        f"{content['new_tokens']} new ones each, greedy; the median of {content['rounds']} rounds after "
+        "one that is dropped. Random weights: texts part where two ids are equally likely to rounding.",
+        head,
+        cells,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -174,16 +199,14 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     content = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "machine": describe(),
         "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens,
         "rounds": options.rounds,
         "rows": rows,
     }
     if options.output is not None:
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        page.write(options.output, content, markdown(content))
 
 
 if __name__ == "__main__":

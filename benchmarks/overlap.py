@@ -38,6 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import page
 from tools.overlap_parts.items import word_patterns
 from tools.overlap_parts.search import WordSearch, hits_of
 from tools.quickstart_parts.corpus import TEX_FOLDERS, package_documents, tex_documents
@@ -306,8 +307,7 @@ def main() -> None:
     result = measure(args)
     print(markdown(result))
     if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        args.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+        page.write(args.output, result, markdown(result))
 
 
 if __name__ == "__main__":

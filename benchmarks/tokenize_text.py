@@ -44,9 +44,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import page
+
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sympy", "scipy", "numpy", "networkx", "mpmath", "torch", "transformers")
 LIBRARIES = ("sentencepiece", "tokenizers", "gigatoken")
 WRITERS = ("ours", "classic-sentencepiece", "classic-hf", "gigatoken-awkward", "datatrove")
@@ -344,12 +346,9 @@ def main() -> None:
         "rows": rows,
     }
     if options.output is not None:
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         sizes = f"{about['text_mb']:.1f} MB of text, {about['latex_mb']:.1f} MB of it LaTeX"
         head = f"`{content['command']}`: {sizes}"
-        options.output.with_suffix(".md").write_text(
-            f"{head}, {content['machine']}.\n\n{table}", encoding="utf-8"
-        )
+        page.write(options.output, content, f"{head}, {content['machine']}.\n\n{table}")
 
 
 def version(package: str) -> str | None:

@@ -34,9 +34,16 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 400
+    function: Callable[..., Any],
+    world_size: int,
+    *arguments: Any,
+    timeout_seconds: float = 400,
+    is_cold: bool = False,
+    on_gpu: bool = False,
 ) -> list[Any]:
     """Calls `function(*arguments)` in `world_size` processes that see each other; returns each one's result.
+
+    A cold process has imported nothing yet, and neither has one that is to see the machine's GPUs.
 
     `function` is importable by name. A rank that fails, or the time limit, fails the test with that
     rank's output; no process outlives the call.
@@ -49,8 +56,12 @@ def run_ranks(
         ranks = []
         for rank in range(world_size):
             with open(folder / f"output{rank}", "wb") as output:
-                command = [str(warm_python()), str(ROOT / "tests" / "ranks.py"), name, str(rank)]
+                python = sys.executable if is_cold or on_gpu else str(warm_python())
+                command = [python, str(ROOT / "tests" / "ranks.py"), name, str(rank)]
                 environment = rank_environment(rank, world_size, port)
+                if on_gpu:
+                    del environment["CUDA_VISIBLE_DEVICES"]
+                    environment |= {k: v for k, v in os.environ.items() if k == "CUDA_VISIBLE_DEVICES"}
                 ranks.append(
                     subprocess.Popen(
                         command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT

@@ -23,6 +23,7 @@ class Gate:
     def __init__(self, server_port: int) -> None:
         self.is_open = True
         self.pause_seconds = 0.0  # before each piece that is passed on to the server
+        self.last_words: bytes | None = None  # a request with them closes it
         self._server_port = server_port
         self._live: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -36,6 +37,7 @@ class Gate:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def open(self) -> None:
+        self.last_words = None
         self.is_open = True
 
     def end(self) -> None:
@@ -54,11 +56,13 @@ class Gate:
                 threading.Thread(target=self._pass_on, args=(client, server, True), daemon=True).start()
                 threading.Thread(target=self._pass_on, args=(server, client, False), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, is_slow: bool) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, is_request: bool) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(_CHUNK_BYTES):
-                if is_slow and self.pause_seconds:
+                if is_request and self.pause_seconds:
                     time.sleep(self.pause_seconds)
+                if is_request and self.last_words is not None and self.last_words in piece:
+                    self.shut()
                 target.sendall(piece)
         for connection in (source, target):
             with contextlib.suppress(OSError):

@@ -274,6 +274,22 @@ def test_a_checkpoint_that_was_asked_for_is_not_replaced_by_another(place: Place
     assert latest(save) == "global_step12"
 
 
+def test_the_optimizer_of_another_zero_stage_is_refused_with_a_way_on(
+    place: Place, done_before: Path
+) -> None:
+    before = checkpoints(done_before / "save")
+    arguments = place.arguments(done_before, train_iters=12, zero_stage=0)
+    done = run(done_before, *arguments)
+    assert_refused(
+        done, f"zero_stage=0: the optimizer's state in {done_before}/save/global_step8", "zero_stage: 1"
+    )
+    assert checkpoints(done_before / "save") == before
+    [advice] = re.findall(r"--set load=\S+ --set no_load_optim=true", done.err)
+    again = run(done_before, *arguments, *shlex.split(advice))
+    assert again.status == 0, again.err
+    assert "iteration  9/12" in again.out
+
+
 def test_another_runs_checkpoint_is_not_replaced_by_an_older_one(place: Place, done_before: Path) -> None:
     other = done_before / "save"
     damage(other / "global_step8" / "common.pt")

@@ -19,6 +19,8 @@ import pytest
 from megatron.monitoring.jsonl import RunHistory
 from tests.runs import Done, Place, finish, has_done, history_of, latest, make_place, run, start, wait_until
 
+pytestmark = pytest.mark.slow
+
 STEPS, EVERY = 48, 4
 CHANGES: dict[str, Any] = {"train_iters": STEPS, "checkpoint_factor": EVERY, "eval_interval": 8}
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 
 from megatron.monitoring import StepReport
 from tests.runs import Done, Place, history_of, latest, make_place, run
+
+pytestmark = pytest.mark.slow
 
 STEPS, TOKENS_A_STEP = 8, 8 * 32
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -38,7 +42,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def trained(place: Place) -> Trained:
     """Two data parallel ranks, from a command line to an export, each in an interpreter of its own."""
     folder = place.folder / "trained"
-    done = place.train(folder, is_cold=True, plots=True, tensorboard=True)
+    profile: dict[str, Any] = {
+        "profile": True,
+        "profile_step_start": 3,
+        "profile_step_stop": 5,
+        "profile_ranks": [1],
+    }
+    done = place.train(folder, is_cold=True, plots=True, tensorboard=True, **profile)
     assert done.status == 0, done.err
     export = run(
         folder, "tools/convert_checkpoint.py", "neox-to-hf", "--input", folder / "save",
@@ -60,6 +70,7 @@ def test_every_step_is_recorded_with_every_number(trained: Trained) -> None:
         assert step["mfu"] is None, "there is no peak to measure a CPU against"
         assert step["memory_bytes"] > 50e6
         assert 0 < step["grad_norm"] < 100
+        assert 0 <= step["data_wait_seconds"] <= step["step_seconds"]
     assert steps[STEPS]["seconds_left"] == 0
     assert steps[STEPS]["loss"] < steps[1]["loss"] - 0.1
 
@@ -93,6 +104,7 @@ def test_the_console_shows_each_line_once(trained: Trained) -> None:
     shape = (
         r"iteration 8/8 \| loss [\d.]+ \| lr 3\.300e-05 \| grad norm [\d.]+ "
         r"\| [\d,]+ tokens/s \([\d,]+/rank\) \| MFU – \| \d+ MiB \| 2\.05 k tokens seen \| 0 s left"
+        r"( \| waits for data: [\d.]+ s a step)?( \| slow: .*)?"  # on a busy machine
     )
     assert re.fullmatch(shape, steps[-1])
     assert [line[:25] for line in lines if "loss per source" in line] == [
@@ -110,6 +122,33 @@ def test_plots_and_tensorboard_files_are_there(trained: Trained) -> None:
         assert (logs / name).read_bytes()[:8] == PNG
         assert (logs / name).stat().st_size > 10_000
     assert list((logs / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_two_steps_of_a_rank_are_traced_with_the_parts_of_a_step(trained: Trained) -> None:
+    [path] = (trained.save / "logs" / "traces").iterdir()
+    assert path.name == "iterations3-4.rank1.json.gz"
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    names = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
+    micro_batches = 2 * TOKENS_A_STEP // (2 * 32) // 2  # in two steps, of 2 sequences, on one of two ranks
+    parts = {"forward": micro_batches, "backward": micro_batches, "data": 2, "reduction of gradients": 2}
+    assert {**parts, "optimizer": 2, "iteration 3": 1, "iteration 4": 1}.items() <= names.items()
+    assert any(event["name"].startswith("aten::") for event in events)
+
+
+def test_the_way_to_the_first_step_and_the_cost_of_saves_are_told(trained: Trained) -> None:
+    history = history_of(trained.save)
+    [startup] = [event for event in history.events if event["kind"] == "startup"]
+    phases = {name: value for name, value in startup.items() if name not in ("kind", "iteration", "time")}
+    total = phases.pop("seconds")
+    assert sum(phases.values()) == pytest.approx(total, abs=0.01)
+    assert {"launcher", "imports", "data", "model", "loading", "first evaluation", "first step"} <= set(
+        phases
+    )
+    assert "startup: iteration 1, seconds " in trained.done.out
+    saves = [event for event in history.events if event["kind"] == "checkpoint"]
+    assert [event["iteration"] for event in saves] == [4, 8]
+    assert all(0 < event["blocked_seconds"] <= event["seconds"] for event in saves)
 
 
 def test_the_contraction_is_said_stored_and_exported(trained: Trained, place: Place) -> None:

@@ -20,6 +20,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -89,6 +90,7 @@ os._exit(code)
 def warm_python() -> Path:
     """The executable; its process starts with the first call and ends with this one."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    atexit.register(shutil.rmtree, folder)
     address = folder / "socket"
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.warm", str(address)],

@@ -74,6 +74,7 @@ _TITLES = {
     "model": "The network",
     "parallel": "Parallelism, memory and communication",
     "precision": "Number formats",
+    "acceleration": "Accelerators",
     "batch": "Batch",
     "optimizer": "Optimizer",
     "schedule": "Length of the run and learning rate",

@@ -98,7 +98,7 @@ def open_model(
     if problems := check_world(cfg, backend.world_size):
         raise ConfigError(problems)
     padded = pad_vocab(record.vocab_size, 1, backend.tensor_parallel_size)
-    built = build(cfg, backend, record.vocab_size, padded, initialize=False)
+    built = build(cfg, backend, record.vocab_size, padded, initialize=False, is_trained=False)
     load_weights(folder, built.module)
     built.module.eval()
     if layout_invariant:

@@ -103,8 +103,33 @@ def first_line(error: BaseException) -> str:
     return innermost.strip() or type(error).__name__
 
 
+def gather_weights(model: DistributedDataParallel) -> None:
+    """Completes the weights of this rank after an update, where the next forward pass would have done it.
+
+    With overlap_param_gather a rank has until then its own shard of the new weights, and of all others the
+    old ones. Called on every rank; without overlap_param_gather nothing is to be done.
+    """
+    if model.use_forward_hook:
+        model.start_param_sync(force_sync=True)
+
+
+def _count_padding(model: DistributedDataParallel) -> None:
+    """Makes megatron-core 0.16.1 find each parameter's part of the optimizer's state where it is.
+
+    It joins the buckets of a buffer without the padding at their ends, and then looks for each parameter at
+    its place with the padding: from the second bucket on, all would be moved by it in what is saved. Where
+    the padding counts as a part of a bucket, both places are one.
+    """
+    for buffer in model.buffers:
+        for bucket in buffer.buckets:
+            bucket.numel_unpadded = bucket.grad_data.numel()
+        buffer.numel_unpadded = buffer.numel
+
+
 def state_of(trainable: Trainable) -> dict[str, Any]:
-    """All tensors and objects of a checkpoint, each with its place in the whole."""
+    """All tensors and objects of a checkpoint, each with its place in the whole. Called on every rank."""
+    gather_weights(trainable.model)
+    _count_padding(trainable.model)
     model_state = _model_state(trainable.model.module)
     return {
         "model": model_state,
@@ -140,6 +165,7 @@ def load_all(
     Raises:
         UserError: the files are damaged or do not fit.
     """
+    _count_padding(trainable.model)
     model_state = _model_state(trainable.model.module)
     wanted: dict[str, Any] = {
         "model": model_state,

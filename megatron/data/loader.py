@@ -14,9 +14,9 @@ Shapes: B sequences of a micro-batch, S tokens of a sequence.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -46,6 +46,15 @@ class MicroBatch:
     sample_ids_B: torch.Tensor
     is_masked: bool = False  # whether a loss mask of the run's data may leave tokens out; alike on all ranks
 
+    def pinned(self) -> MicroBatch:
+        """The same in page-locked memory, from which it is copied to a GPU without anybody waiting."""
+        return replace(
+            self,
+            tokens_BS=self.tokens_BS.pin_memory(),
+            labels_BS=self.labels_BS.pin_memory(),
+            loss_mask_BS=self.loss_mask_BS.pin_memory(),
+        )
+
 
 def batches(
     dataset: Sequences,
@@ -53,23 +62,28 @@ def batches(
     dp_rank: int,
     start_sequence: int = 0,
     num_workers: int = 2,
+    *,
+    pins_memory: bool = False,
 ) -> Iterator[MicroBatch]:
     """The micro-batches of data parallel rank `dp_rank`, `batch_shape.accumulation` of them for each
     iteration.
 
     Starts after `start_sequence` consumed sequences (global) and ends with the last whole iteration in
-    `dataset`. `num_workers` threads read ahead (0: none); an error of theirs is raised at the micro-batch it
-    belongs to."""
+    `dataset`. `num_workers` threads read ahead (0: none), and pin what they read where `pins_memory` is set;
+    an error of theirs is raised at the micro-batch it belongs to."""
     if not 0 <= dp_rank < batch_shape.data_parallel:
         raise ValueError(f"dp_rank={dp_rank} is not one of {batch_shape.data_parallel} data parallel ranks")
     if start_sequence < 0:
         raise ValueError(f"start_sequence={start_sequence} is below 0")
     starts = _starts(len(dataset), batch_shape, dp_rank, start_sequence)
+
+    def read(start: int) -> MicroBatch:
+        micro_batch = read_micro_batch(dataset, start, batch_shape.micro)
+        return micro_batch.pinned() if pins_memory else micro_batch
+
     if num_workers == 0:
-        return (read_micro_batch(dataset, start, batch_shape.micro) for start in starts)
-    return _read_ahead(
-        dataset, starts, batch_shape.micro, num_workers, 2 * num_workers + batch_shape.accumulation
-    )
+        return (read(start) for start in starts)
+    return _read_ahead(read, starts, num_workers, 2 * num_workers + batch_shape.accumulation)
 
 
 def _starts(sequences: int, shape: BatchShape, dp_rank: int, start_sequence: int) -> Iterator[int]:
@@ -92,13 +106,13 @@ def read_micro_batch(dataset: Sequences, start: int, micro: int) -> MicroBatch:
 
 
 def _read_ahead(
-    dataset: Sequences, starts: Iterator[int], micro: int, num_workers: int, window: int
+    read: Callable[[int], MicroBatch], starts: Iterator[int], num_workers: int, window: int
 ) -> Iterator[MicroBatch]:
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="data")
     waiting: deque[Future[MicroBatch]] = deque()
     try:
         for start in starts:
-            waiting.append(pool.submit(read_micro_batch, dataset, start, micro))
+            waiting.append(pool.submit(read, start))
             if len(waiting) > window:
                 yield waiting.popleft().result()
         while waiting:

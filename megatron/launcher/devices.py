@@ -29,6 +29,20 @@ def count_gpus(environment: Mapping[str, str], device_folder: Path = Path("/dev"
     return GpuCount(min(_visible(visible), present.count), f"CUDA_VISIBLE_DEVICES={visible}")
 
 
+def gpu_here() -> tuple[str, int] | None:
+    """Name and bytes of the first GPU of this machine, by the driver; None without one."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        name, mebibytes = done.stdout.splitlines()[0].rsplit(",", 1)
+        return name.strip(), int(mebibytes) * 2**20
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
+
+
 def _present(device_folder: Path) -> GpuCount:
     program = shutil.which("nvidia-smi")
     if program is not None:

@@ -101,13 +101,22 @@ def _model(cfg: RunConfig) -> str:
 def _layout(cfg: RunConfig, ranks: int) -> str:
     parallel = cfg.parallel
     copies = ranks // parallel.model_ranks
-    extras = [f"ZeRO stage {parallel.zero_stage}", f"recompute {parallel.recompute}"]
+    extras = [f"ZeRO stage {parallel.zero_stage}", f"recompute {_recompute(cfg)}"]
     if parallel.sequence_parallel:
         extras.insert(0, "sequence parallel")
     return (
         f"{counted(ranks, 'rank')} = tensor parallel {parallel.model_parallel_size} x pipeline "
         f"{parallel.pipeline_size} x data parallel {copies}; {', '.join(extras)}"
     )
+
+
+def _recompute(cfg: RunConfig) -> str:
+    parallel = cfg.parallel
+    parts = ", ".join(parallel.recompute_modules)
+    if parallel.recompute == "full" and parallel.recompute_method == "block":
+        others = f" ({parts} in the others)" if parts else ""
+        return f"full in {parallel.recompute_num_layers} layers a stage{others}"
+    return f"{parallel.recompute} ({parts})" if parts else parallel.recompute
 
 
 def _batch(cfg: RunConfig, ranks: int) -> str:

@@ -38,6 +38,19 @@ def _pieces(logits_NV: torch.Tensor, columns: int) -> Iterator[tuple[slice, torc
         yield piece, logits if logits.dtype == torch.float32 else buffer.copy_(logits), buffer
 
 
+def add_up(
+    log_sums_N: torch.Tensor, chosen_N: torch.Tensor, group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logarithm of the sum over all ranks' ids, and the label's logit, which is 0 on ranks without it."""
+    if group.size() == 1:
+        return log_sums_N, chosen_N
+    largest_N = log_sums_N.clone()
+    dist.all_reduce(largest_N, op=dist.ReduceOp.MAX, group=group)
+    sums = torch.stack([(log_sums_N - largest_N).exp(), chosen_N])
+    dist.all_reduce(sums, group=group)
+    return sums[0].log() + largest_N, sums[1]
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -55,12 +68,7 @@ class _CrossEntropy(torch.autograd.Function):
             log_sums_N[piece] = sums.log_().add_(largest.squeeze(-1))
             chosen_N[piece] = logits_NV[piece].gather(1, columns_N[piece, None])[:, 0]
         chosen_N.masked_fill_(~is_here_N, 0.0)
-        if group.size() > 1:
-            largest_N = log_sums_N.clone()
-            dist.all_reduce(largest_N, op=dist.ReduceOp.MAX, group=group)
-            sums = torch.stack([(log_sums_N - largest_N).exp(), chosen_N])
-            dist.all_reduce(sums, group=group)
-            log_sums_N, chosen_N = sums[0].log() + largest_N, sums[1]
+        log_sums_N, chosen_N = add_up(log_sums_N, chosen_N, group)
         ctx.save_for_backward(logits_NV, log_sums_N, columns_N, is_here_N)
         ctx.ids_here = ids_here
         return log_sums_N - chosen_N

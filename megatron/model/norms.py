@@ -10,6 +10,7 @@ where H are this rank's heads and D is the head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
+# (x [..., D], weight_D, eps) -> [..., D], in the dtype of x
+NormKernel = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
 
 class _FusedOnPaper(torch.autograd.Function):
-    """What torch's fused CUDA kernel keeps and makes, on the meta device, where torch has only its parts."""
+    """What a fused CUDA kernel keeps and makes, on the meta device, where torch has only its parts."""
 
     @staticmethod
     def forward(ctx: Any, x_SBD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
@@ -38,26 +42,58 @@ class _FusedOnPaper(torch.autograd.Function):
         return torch.empty_like(x_SBD), torch.empty_like(weight_D)
 
 
+def fused_norm_on_paper(x_SBD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    on_paper: torch.Tensor = _FusedOnPaper.apply(x_SBD, weight_D)
+    return on_paper
+
+
+def _gathered(x_SBD: torch.Tensor) -> torch.Tensor:
+    """The same x, whose gradients are added to each other before they meet that of the residual stream.
+
+    A norm made of parts, as torch's is on a CPU, uses x more than once. Without this the order of the sum,
+    and the last bit of a gradient, would depend on whether the norm is computed again (model/recompute.py).
+    """
+    return x_SBD.view_as(x_SBD)
+
+
 class RMSNorm(torch.nn.Module):
     """Llama's RMSNorm, with the constructor that megatron-core's layer specification calls.
 
     megatron-core's own torch norm refuses sequence parallelism; here the weight says that its
     gradient is to be summed over the tensor parallel ranks, which is all that is needed.
+    `kernel` computes the norm; `plain` does where none is given.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float = 1e-5,
+        *,
+        kernel: NormKernel | None = None,
+        **_: Any,
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.normalized_shape = (hidden_size,)
+        self.kernel = self.plain if kernel is None else kernel
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x_SBD: torch.Tensor) -> torch.Tensor:
+        return self.kernel(x_SBD, self.weight, self.eps)
+
+    @staticmethod
+    def plain(x_SBD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+        """torch's own, one kernel on CUDA."""
         if x_SBD.is_meta:
-            on_paper: torch.Tensor = _FusedOnPaper.apply(x_SBD, self.weight)
-            return on_paper
-        return torch.nn.functional.rms_norm(x_SBD, self.normalized_shape, self.weight, self.eps)
+            return fused_norm_on_paper(x_SBD, weight_D, eps)
+        return torch.nn.functional.rms_norm(_gathered(x_SBD), weight_D.shape, weight_D, eps)
+
+    @classmethod
+    def formula(cls, x_SBD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+        """As it is written above, in the dtype of `x_SBD`: what kernels are compared with."""
+        return x_SBD / cls.root(x_SBD.pow(2).mean(-1, keepdim=True), eps) * weight_D
 
     @staticmethod
     def root(mean_square: torch.Tensor, eps: float) -> torch.Tensor:
@@ -68,10 +104,12 @@ class RMSNorm(torch.nn.Module):
 class NeoxRMSNorm(RMSNorm):
     """GPT-NeoX's RMSNorm: eps is added to the root, not under it."""
 
-    def forward(self, x_SBD: torch.Tensor) -> torch.Tensor:
-        x_float = x_SBD.float()
-        root = self.root(x_float.pow(2).mean(-1, keepdim=True), self.eps)
-        return (x_float / root).to(x_SBD.dtype) * self.weight
+    @staticmethod
+    def plain(x_SBD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+        """In torch's operations: no library has this form as one kernel."""
+        x_float = _gathered(x_SBD).float()
+        root = NeoxRMSNorm.root(x_float.pow(2).mean(-1, keepdim=True), eps)
+        return (x_float / root).to(x_SBD.dtype) * weight_D
 
     @staticmethod
     def root(mean_square: torch.Tensor, eps: float) -> torch.Tensor:
@@ -124,8 +162,8 @@ class ProjectionNorm(torch.nn.Module):
         return state
 
 
-class NormedRowParallelLinear(RowParallelLinear):
-    """The last matrix of attention or MLP, with a norm of what it adds to the residual stream: OLMo 2's."""
+class NormedOutput(torch.nn.Module):
+    """Before a row-parallel class, a norm of what it adds to the residual stream: OLMo 2's."""
 
     def __init__(
         self,
@@ -133,7 +171,7 @@ class NormedRowParallelLinear(RowParallelLinear):
         output_size: int,
         *,
         config: TransformerConfig,
-        norm: type[RMSNorm],
+        norm: Callable[..., RMSNorm],
         **kwargs: Any,
     ) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
@@ -143,3 +181,7 @@ class NormedRowParallelLinear(RowParallelLinear):
         output_SBD, bias = super().forward(input_)
         assert bias is None
         return self.post_norm(output_SBD), None
+
+
+class NormedRowParallelLinear(NormedOutput, RowParallelLinear):
+    """The last matrix of attention or MLP, with that norm."""

@@ -30,6 +30,7 @@ class StepReport:
     seconds_left: float
     step_seconds: float  # of one iteration
     mfu_causal: float | None = None  # the same with causal attention counted at half
+    data_wait_seconds: float = 0.0  # of one iteration, in which the rank that waited longest had no data
     slowest_rank: int | None = None  # only where it is slower than `slow_rank_ratio` allows
     slowest_rank_ratio: float | None = None  # its own computing time over the median of all ranks'
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron.monitoring.metrics import EvalReport, Sink, StepReport
@@ -19,6 +20,7 @@ def step_scalars(report: StepReport) -> dict[str, float]:
         "speed/tokens_per_second": report.tokens_per_second,
         "speed/tokens_per_second_per_gpu": report.tokens_per_second_per_gpu,
         "speed/step_seconds": report.step_seconds,
+        "speed/data_wait_seconds": report.data_wait_seconds,
         "speed/memory_bytes": float(report.memory_bytes),
     }
     if report.mfu is not None:
@@ -31,6 +33,15 @@ def step_scalars(report: StepReport) -> dict[str, float]:
 def evaluation_scalars(report: EvalReport) -> dict[str, float]:
     """`valid/<source>` → loss."""
     return {f"{report.split}/{source}": loss for source, loss in report.losses.items()}
+
+
+def event_scalars(kind: str, fields: Mapping[str, object]) -> dict[str, float]:
+    """The times of an event, as `checkpoint/blocked_seconds`; none where it has none."""
+    return {
+        f"{kind}/{name}": float(value)
+        for name, value in fields.items()
+        if isinstance(value, (int, float)) and name != "iteration" and kind in ("checkpoint", "startup")
+    }
 
 
 class TensorBoardSink(Sink):
@@ -65,6 +76,11 @@ class TensorBoardSink(Sink):
     def evaluation(self, report: EvalReport) -> None:
         self._add(evaluation_scalars(report), report.iteration)
         self._writer.flush()
+
+    def event(self, kind: str, fields: Mapping[str, object]) -> None:
+        iteration = fields.get("iteration")
+        if isinstance(iteration, int):
+            self._add(event_scalars(kind, fields), iteration)
 
     def close(self) -> None:
         self._writer.close()

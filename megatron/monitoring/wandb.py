@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.monitoring.metrics import EvalReport, Sink, StepReport
-from megatron.monitoring.tensorboard import evaluation_scalars, step_scalars
+from megatron.monitoring.tensorboard import evaluation_scalars, event_scalars, step_scalars
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.whole_files import write_whole
 
@@ -67,6 +67,11 @@ class WandbSink(Sink):
 
     def evaluation(self, report: EvalReport) -> None:
         self._run.log(evaluation_scalars(report), step=report.iteration)
+
+    def event(self, kind: str, fields: Mapping[str, object]) -> None:
+        scalars, iteration = event_scalars(kind, fields), fields.get("iteration")
+        if scalars and isinstance(iteration, int):
+            self._run.log(scalars, step=iteration)
 
     def close(self) -> None:
         self._run.finish()

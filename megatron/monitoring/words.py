@@ -8,6 +8,9 @@ from collections.abc import Mapping
 
 from megatron.monitoring.metrics import EvalReport, StepReport
 
+# A step's wait for its data is on the line above this share of the step; the record always has it.
+_SHOWN_WAIT = 0.01
+
 
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 05 s`, `2 h 07 min`, `3 d 04 h`; `?` where it is not known."""
@@ -70,6 +73,8 @@ def step_line(report: StepReport, device: str) -> str:
         f"{amount(report.tokens_seen)} tokens seen",
         f"{duration(report.seconds_left)} left",
     ]
+    if report.data_wait_seconds > _SHOWN_WAIT * report.step_seconds:
+        parts.append(f"waits for data: {report.data_wait_seconds:.3f} s a step")
     if report.slowest_rank is not None and report.slowest_rank_ratio is not None:
         parts.append(f"slow: rank {report.slowest_rank} ({report.slowest_rank_ratio:.1f}x the median)")
     return " | ".join(parts)

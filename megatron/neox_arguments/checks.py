@@ -9,37 +9,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from typing import Any
 
+from . import acceleration_checks  # noqa: F401  (its rules are in CHECKS once it is imported)
 from .config import CheckpointConfig, DataConfig, RunConfig
 from .errors import ConfigError, Problem, shown
 from .model import FAMILIES
+from .rules import CHECKS, Facts
+from .rules import rule as _check
 from .urls import holds_password, is_url, without_password
-
-Facts = Mapping[str, Any]
-_Check = Callable[[RunConfig, Facts], Iterator[Problem]]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A rule between `keys`; `layout` rules concern the cut of the model over ranks."""
-
-    keys: frozenset[str]
-    run: _Check
-    layout: bool
-
-
-CHECKS: list[Check] = []
-
-
-def _check(*keys: str, layout: bool = False) -> Callable[[_Check], _Check]:
-    def register(function: _Check) -> _Check:
-        CHECKS.append(Check(frozenset(keys), function, layout))
-        return function
-
-    return register
 
 
 def run_checks(
@@ -65,6 +44,10 @@ def check_world(cfg: RunConfig, world_size: int) -> list[Problem]:
         )
         remedy = f"start a multiple of {cfg.parallel.model_ranks} ranks, or cut the model less"
         return [*problems, Problem("model_parallel_size", tensor, constraint, remedy)]
+    absent = [rank for rank in cfg.logging.profile_ranks if cfg.logging.profile and rank >= world_size]
+    if absent:
+        constraint = f"is not one of {world_size} {'rank' if world_size == 1 else 'ranks'}"
+        problems.append(Problem("profile_ranks", absent[0], constraint, f"use 0 to {world_size - 1}"))
     try:
         cfg.batch.batch_shape(world_size // cfg.parallel.model_ranks)
     except ConfigError as error:
@@ -214,20 +197,66 @@ def _pipeline(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
         yield _not_divisible("num_layers", layers, "pipe_parallel_size", size)
 
 
-@_check("recompute", "checkpoint_num_layers", "num_layers", "pipe_parallel_size", layout=True)
+@_check(
+    "recompute", "recompute_method", "checkpoint_num_layers", "num_layers", "pipe_parallel_size", layout=True
+)
 def _recompute(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
-    every, stage_layers = (
-        cfg.parallel.checkpoint_num_layers,
-        cfg.model.num_layers // cfg.parallel.pipeline_size,
-    )
+    parallel = cfg.parallel
+    every, stage_layers = parallel.checkpoint_num_layers, cfg.model.num_layers // parallel.pipeline_size
     if every == 1:
         return
-    if cfg.parallel.recompute != "full":
-        constraint = f"has no meaning with recompute: {cfg.parallel.recompute}"
+    if parallel.recompute != "full":
+        constraint = f"has no meaning with recompute: {parallel.recompute}"
         yield Problem("checkpoint_num_layers", every, constraint, "remove it, or use recompute: full")
+    elif parallel.recompute_method == "block":
+        constraint = "groups layers, and recompute_method: block keeps what goes into each"
+        yield Problem(
+            "checkpoint_num_layers", every, constraint, "remove it, or use recompute_method: uniform"
+        )
     elif every > max(1, stage_layers):
         constraint = f"is more than the {stage_layers} layers of a pipeline stage"
         yield Problem("checkpoint_num_layers", every, constraint, f"use at most {stage_layers}")
+
+
+@_check(
+    "recompute", "recompute_method", "recompute_num_layers", "num_layers", "pipe_parallel_size", layout=True
+)
+def _recomputed_block(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    parallel = cfg.parallel
+    count, stage_layers = parallel.recompute_num_layers, cfg.model.num_layers // parallel.pipeline_size
+    if parallel.recompute_method == "block" and parallel.recompute != "full":
+        constraint = f"has no meaning with recompute: {parallel.recompute}"
+        yield Problem("recompute_method", "block", constraint, "remove it, or use recompute: full")
+    elif parallel.recompute_method == "block" and count is None:
+        constraint = "needs recompute_num_layers"
+        yield Problem("recompute_method", "block", constraint, f"set it, to {stage_layers} at most")
+    elif parallel.recompute_method == "uniform" and count is not None:
+        constraint = "has no meaning without recompute_method: block"
+        remedy = "remove it, or set recompute_method; checkpoint_num_layers is for uniform"
+        yield Problem("recompute_num_layers", count, constraint, remedy)
+    elif count is not None and count > max(1, stage_layers):
+        constraint = f"is more than the {stage_layers} layers of a pipeline stage"
+        yield Problem("recompute_num_layers", count, constraint, f"use at most {stage_layers}")
+
+
+@_check("recompute", "recompute_method", "recompute_modules", "norm_position")
+def _recomputed_modules(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    parallel, modules = cfg.parallel, cfg.parallel.recompute_modules
+    has_parts = parallel.recompute == "selective" or parallel.recompute_method == "block"
+    if modules and not has_parts:
+        constraint = f"has no meaning with recompute: {parallel.recompute}"
+        remedy = "remove it, or use recompute: selective"
+        yield Problem("recompute_modules", list(modules), constraint, remedy)
+    elif parallel.recompute == "selective" and not modules:
+        constraint = "is empty, and recompute: selective computes them again"
+        yield Problem("recompute_modules", [], constraint, "name some, or use recompute: none")
+    elif len(set(modules)) < len(modules):
+        yield Problem("recompute_modules", list(modules), "names one twice", "name each once")
+    elif {"mlp", "mlp_act"} <= set(modules):
+        yield Problem("recompute_modules", list(modules), "has mlp_act, which is a part of mlp", "keep mlp")
+    elif "layernorm" in modules and cfg.model.norm_position == "after":
+        constraint = "has layernorm, the norms before attention and MLP, and norm_position is after"
+        yield Problem("recompute_modules", list(modules), constraint, "leave layernorm out")
 
 
 @_check("zero_stage", "overlap_param_gather", "overlap_grad_reduce")
@@ -236,7 +265,7 @@ def _overlap(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
     if parallel.overlap_param_gather and parallel.zero_stage == 0:
         constraint = "gathers what ZeRO-1 sharded, and zero_stage=0"
         yield Problem("overlap_param_gather", True, constraint, "set it to false, or use zero_stage: 1")
-    elif parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+    elif parallel.overlap_param_gather and parallel.overlap_grad_reduce is False:
         constraint = "needs overlap_grad_reduce: true"
         yield Problem("overlap_param_gather", True, constraint, "set both, or neither")
 
@@ -265,6 +294,21 @@ def _gradients(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
         yield Problem(
             "fp32_allreduce", precision.fp32_allreduce, constraint, "leave fp32_allreduce out: it follows"
         )
+
+
+@_check("exp_avg_dtype", "exp_avg_sq_dtype", "store_param_remainders", "zero_stage", "precision")
+def _optimizer_states(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    optimizer = cfg.optimizer
+    plain = {"exp_avg_dtype": "fp32", "exp_avg_sq_dtype": "fp32", "store_param_remainders": False}
+    for key, value in plain.items():
+        if getattr(optimizer, key) != value and cfg.parallel.zero_stage == 0:
+            constraint = "needs the optimizer of zero_stage 1, and zero_stage=0"
+            remedy = "use zero_stage: 1, which on one rank shards nothing"
+            yield Problem(key, getattr(optimizer, key), constraint, remedy)
+            return
+    if optimizer.store_param_remainders and cfg.precision.precision == "fp32":
+        constraint = "keeps what bfloat16 weights lack, and precision=fp32"
+        yield Problem("store_param_remainders", True, constraint, "remove it: fp32 weights have no copy")
 
 
 # --- batch and schedule ---
@@ -458,6 +502,21 @@ def _wandb(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
     host = cfg.logging.wandb_host
     if host is not None and not host.startswith(("http://", "https://")):
         yield Problem("wandb_host", host, "is not a web address", "write for instance https://api.wandb.ai")
+
+
+@_check("profile", "profile_step_start", "profile_step_stop", "profile_ranks", "log_dir", "save")
+def _profile(cfg: RunConfig, facts: Facts) -> Iterator[Problem]:
+    logging = cfg.logging
+    first, end = logging.profile_step_start, logging.profile_step_stop
+    if first >= end:
+        constraint = f"is where the trace ends, and profile_step_start={first} is not before it"
+        yield Problem("profile_step_stop", end, constraint, f"use {first + 2} for two iterations")
+    if not logging.profile:
+        return
+    if logging.log_dir is None and cfg.checkpoint.save is None:
+        yield Problem("profile", True, "writes to log_dir, which is not set", "set log_dir, or save")
+    if not logging.profile_ranks:
+        yield Problem("profile_ranks", [], "names no rank, and profile is true", "write for instance [0]")
 
 
 @_check("launcher", "hostfile", "num_nodes", "include", "exclude", "num_gpus", "cpu_ranks")

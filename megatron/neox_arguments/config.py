@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from .acceleration import AccelerationConfig
 from .data import DataConfig, TokenizerConfig, source_names
 from .errors import UserError
 from .fields import Concern
@@ -23,6 +24,7 @@ from .training import BatchConfig, BatchShape, OptimizerConfig, ScheduleConfig, 
 from .whole_files import write_whole
 
 __all__ = [
+    "AccelerationConfig",
     "BatchConfig",
     "BatchShape",
     "CheckpointConfig",
@@ -55,6 +57,7 @@ class RunConfig(BaseModel):
     model: ModelConfig
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
+    acceleration: AccelerationConfig = Field(default_factory=AccelerationConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig

@@ -141,6 +141,7 @@ _LARGEST = 2**53
 Positive = Annotated[int, Field(gt=0, le=_LARGEST), BeforeValidator(_whole)]
 NonNegative = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_whole)]
 Iterations = Annotated[tuple[Positive, ...], Field(strict=False)]
+Ranks = Annotated[tuple[NonNegative, ...], Field(strict=False)]
 Text = Annotated[str, AfterValidator(without_controls)]
 Lines = Annotated[str, AfterValidator(_lines)]
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(without_controls)]

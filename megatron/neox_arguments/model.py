@@ -143,8 +143,24 @@ class ModelConfig(Concern):
         0.0, "Probability that an activation of the residual branch is dropped.", ge=0, lt=1
     )
     attention_dropout: float = key(0.0, "Probability that an attention weight is dropped.", ge=0, lt=1)
-    attention_backend: Literal["auto", "flash_attn", "torch_flash", "cudnn", "cpu"] = key(
-        "auto", "Attention kernel; auto takes the fastest that is there, and logs which and why."
+    attention_backend: Literal[
+        "auto", "flash_attn", "flash_attn_3", "flash_attn_4", "torch_flash", "cudnn", "efficient", "cpu"
+    ] = key(
+        "auto",
+        "Attention kernel; auto times all that run on the GPU at the run's shape, takes the fastest, and logs"
+        " the times (docs/kernels.md).",
+    )
+    fused_kernels: Literal["auto", "plain", "liger", "triton"] = key(
+        "auto",
+        "Kernels of norm, rotary embedding and SwiGLU: plain is torch's and megatron-core's, liger is"
+        " Liger-Kernel's, triton is our own; auto times them on the GPU and takes the fastest of each"
+        " (docs/kernels.md).",
+    )
+    cross_entropy_fusion_impl: Literal["native", "linear"] = key(
+        "native",
+        "How the loss is computed: `native` keeps the logits of a micro-batch and writes their gradient over "
+        "them; `linear` fuses it with the output layer, a slice of the vocabulary at a time, and computes "
+        "the logits again in the backward pass: less memory, a third more products of the output layer.",
     )
     init_std: float = key(0.02, "Standard deviation of fresh weights.", aliases=("init_method_std",), gt=0)
 

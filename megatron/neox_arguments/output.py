@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .fields import Concern, FilePath, Iterations, NonNegative, Place, Positive, Text, Url, key
+from .fields import Concern, FilePath, Iterations, NonNegative, Place, Positive, Ranks, Text, Url, key
 
 
 class CheckpointConfig(Concern):
@@ -79,3 +79,9 @@ class LoggingConfig(Concern):
         derived="a table of known GPUs",
         gt=0,
     )
+    profile: bool = key(
+        False, "Trace some steps with torch's profiler, into `traces` in log_dir, for ui.perfetto.dev."
+    )
+    profile_step_start: Positive = key(10, "First iteration in the trace.")
+    profile_step_stop: Positive = key(12, "Iteration at which the trace ends; it is not in it.")
+    profile_ranks: Ranks = key((0,), "Ranks that write a trace each.")

@@ -57,10 +57,12 @@ def _bool_refusal(value: Any) -> Refusal | None:
 def _recompute(value: Any) -> Mapping[str, Any] | Refusal:
     if isinstance(value, bool):
         return {"recompute": "full" if value else "none"}
-    if value in ("none", "selective", "full"):
+    if value in ("none", "selective", "full", "auto"):
         return {"recompute": value}
     return Refusal(
-        value, "must be true, false, none, selective or full", "write checkpoint_activations: true for full"
+        value,
+        "must be true, false, none, selective, full or auto",
+        "write checkpoint_activations: true for full",
     )
 
 
@@ -117,6 +119,10 @@ def _slurm(value: Any) -> Mapping[str, Any] | Refusal:
     return _bool_refusal(value) or ({"launcher": "slurm"} if value else {})
 
 
+def _te_linear(value: Any) -> Mapping[str, Any] | Refusal:
+    return _bool_refusal(value) or {"transformer_impl": "transformer_engine" if value else "local"}
+
+
 # Kinds of GPT-NeoX's attention that compute what every kernel here computes: full causal attention.
 _DENSE = ("flash", "global")
 
@@ -154,7 +160,10 @@ TRANSLATIONS: dict[str, Translation] = {
         {"type": "array"},
     ),
     "checkpoint_activations": Translation(
-        ("recompute",), "true is full, false is none.", _recompute, {"type": ["boolean", "string"]}
+        ("recompute",),
+        "true is full, false is none; the names of recompute too.",
+        _recompute,
+        {"type": ["boolean", "string"]},
     ),
     "optimizer.params.betas": Translation(
         ("adam_beta1", "adam_beta2"),
@@ -173,12 +182,22 @@ TRANSLATIONS: dict[str, Translation] = {
     "precision": Translation(
         ("precision",), "fp16 is refused.", _precision, {"enum": ["bfloat16", "bf16", "fp32", "float32"]}
     ),
+    "te_columnparallel": Translation(
+        ("transformer_impl",), "true is transformer_engine, false local.", _te_linear, _BOOL
+    ),
+    "te_rowparallel": Translation(
+        ("transformer_impl",), "The same; one kind alone is not built.", _te_linear, _BOOL
+    ),
     "deepspeed_slurm": Translation(("launcher",), "true is slurm.", _slurm, _BOOL),
 }
 
 ALIASES = {"zero_optimization.reduce_bucket_size": "reduce_bucket_size"}
 
 _FLASH = "attention runs in one kernel, which has no separate softmax to fuse"
+_FUSED = "fused_kernels chooses the kernels of norm, rotary embedding and SwiGLU, by measurement"
+_UNFUSED = "a norm keeps its own weight, so that checkpoints have one form"
+_TE_LINEAR = "set it to false, and te_columnparallel and te_rowparallel to true for TransformerEngine's MLP"
+_OWN_ATTENTION = "attention is computed by the kernel of attention_backend, in bfloat16"
 _SHARDED = "ZeRO-1 here always reduces by scattering and gathers what was updated"
 _OFFLOAD = "set it to false: nothing is kept in the host's memory here; recompute: full saves GPU memory"
 _NO_LOSS_SCALE = "bfloat16 has the range of fp32, so the loss is not scaled"
@@ -199,6 +218,9 @@ NO_EFFECT: dict[str, NoEffect] = {
     "zero_optimization.reduce_scatter": NoEffect((True,), _SHARDED),
     "zero_optimization.contiguous_gradients": NoEffect((True,), "gradients always lie in contiguous buffers"),
     "zero_optimization.cpu_offload": NoEffect((False,), "the optimizer's state stays on the GPU", _OFFLOAD),
+    "te_layernorm_mlp": NoEffect((False,), _UNFUSED, _TE_LINEAR),
+    "te_mha": NoEffect((False,), _OWN_ATTENTION, "set it to false: attention_backend chooses the kernel"),
+    "te_fp8_mha": NoEffect((False,), _OWN_ATTENTION, "set it to false: attention stays in bfloat16"),
     "scaled_upper_triang_masked_softmax_fusion": NoEffect((True, False), _FLASH),
     "scaled_masked_softmax_fusion": NoEffect((True, False), _FLASH),
     "bias_gelu_fusion": NoEffect(
@@ -206,6 +228,9 @@ NO_EFFECT: dict[str, NoEffect] = {
         "the MLP has no bias and no GELU: its activation is silu",
         "set it to false: the MLP has no bias and no GELU to fuse, its activation is silu",
     ),
+    "rmsnorm_fusion": NoEffect((True, False), _FUSED),
+    "layernorm_fusion": NoEffect((True, False), _FUSED),
+    "rope_fusion": NoEffect((True, False), _FUSED),
     "bias_dropout_fusion": NoEffect((False,), "what is dropped has no bias"),
     "checkpoint_validation_with_forward_pass": NoEffect(
         (True, False),
@@ -215,6 +240,14 @@ NO_EFFECT: dict[str, NoEffect] = {
     "steps_per_print": NoEffect((), "DeepSpeed's own console line is not there; log_interval sets ours"),
     "wall_clock_breakdown": NoEffect((True, False), "every log line carries its time and speed"),
     "log_grad_norm": NoEffect((True, False), "the gradient's norm is on every log line"),
+    "main_params_dtype": NoEffect(
+        ("fp32",),
+        "main parameters are float32, in 16 bits beside the weights with store_param_remainders",
+        "remove it; store_param_remainders: true takes the memory that a 16-bit format would",
+    ),
+    "use_precision_aware_optimizer": NoEffect(
+        (True,), "it is used where exp_avg_dtype, exp_avg_sq_dtype or store_param_remainders ask for it"
+    ),
     "optimizer.params.adam_w_mode": NoEffect((True,), "weight decay is decoupled"),
     "optimizer.params.bias_correction": NoEffect((True,), "Adam's means are corrected for their start"),
     "fp16.type": NoEffect((), _NO_LOSS_SCALE),
@@ -256,7 +289,13 @@ ELSEWHERE = {
     "recompute_granularity": "recompute",
     "tokenizer_model": "vocab_file",
     "scheduler": "lr_decay_style",
+    "fp8": "fp8_format",
+    "use_transformer_engine": "transformer_impl",
     "output_dir": "save",
+    "apply_rope_fusion": "fused_kernels",
+    "bias_swiglu_fusion": "fused_kernels",
+    "use_liger_kernel": "fused_kernels",
+    "attn_implementation": "attention_backend",
 }
 
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from .errors import ConfigError, Problem
 from .fields import REQUIRED, Concern, NonNegative, Positive, key
+from .parallel import FORMATS_ALSO, StateFormat
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,19 @@ class OptimizerConfig(Concern):
     )
     gradient_clipping: float = key(
         1.0, "Largest norm of the global gradient; 0 switches clipping off.", aliases=("clip_grad",), ge=0
+    )
+    exp_avg_dtype: StateFormat = key(
+        "fp32", "Format of Adam's mean of gradients; bf16 is rounded stochastically.", also=FORMATS_ALSO
+    )
+    exp_avg_sq_dtype: StateFormat = key(
+        "fp32",
+        "Format of Adam's mean of squared gradients; bf16 is rounded stochastically.",
+        also=FORMATS_ALSO,
+    )
+    store_param_remainders: bool = key(
+        False,
+        "Keep of the fp32 main parameters only the 16 bits that the bfloat16 weights lack; results "
+        "are the same to a rounding.",
     )
 
 

@@ -48,6 +48,8 @@ def _machine(cfg: RunConfig, options: argparse.Namespace) -> Machine:
         gpu_name=options.gpu,
         gpu_memory=options.gpu_memory,
         disk_speed=options.disk_speed,
+        network_speed=options.network_speed,
+        calibrations=tuple(options.calibration or ()),
         assumed=tuple(assumed),
     )
 

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron.neox_arguments.errors import UserError
+from megatron.planning.calibrated import calibrated_rates
+from megatron.planning.calibration import read_calibration
 from megatron.planning.gpus import GIB, GPUS, Gpu, find_typed_gpu
+from megatron.planning.rates import Rates, assumed_rates
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
@@ -31,7 +36,8 @@ _LEAST_MEMORY_BYTES = GIB
 class Machine:
     """Nodes of equal GPUs, a disk, and what was assumed about them.
 
-    `memory_bytes` is what a process can have of one GPU.
+    `memory_bytes` is what a process can have of one GPU, `network_bytes_per_second` one GPU's share of what
+    its node sends to others.
     """
 
     nodes: int
@@ -39,6 +45,8 @@ class Machine:
     gpu: Gpu
     memory_bytes: int
     disk_bytes_per_second: float
+    network_bytes_per_second: float
+    rates: Rates
     assumed: tuple[str, ...] = ()
 
     @property
@@ -71,6 +79,8 @@ def machine_of(
     gpu_name: str | None,
     gpu_memory: str | None,
     disk_speed: str | None,
+    network_speed: str | None = None,
+    calibrations: Sequence[Path] = (),
     assumed: tuple[str, ...] = (),
 ) -> Machine:
     """The machine of a plan.
@@ -108,4 +118,28 @@ def machine_of(
         speed = float(parse_bytes("--disk-speed", disk_speed))
     else:
         said.append(f"the disk takes {speed / 1e9:g} GB/s from all ranks together (--disk-speed)")
-    return Machine(nodes, gpus_per_node, gpu, memory_bytes, speed, tuple(said))
+    network = gpu.network_gb_per_second * 1e9
+    if network_speed is not None:
+        network = float(parse_bytes("--network-speed", network_speed))
+    elif nodes > 1:
+        said.append(f"a GPU sends {network / 1e9:g} GB/s to other nodes (--network-speed)")
+    rates = assumed_rates(gpu)
+    if calibrations:
+        rates = calibrated_rates(gpu, [(str(path), read_calibration(path)) for path in calibrations])
+    said.extend(what_is_assumed(rates, nodes))
+    return Machine(nodes, gpus_per_node, gpu, memory_bytes, speed, network, rates, tuple(said))
+
+
+def what_is_assumed(rates: Rates, nodes: int) -> Iterator[str]:
+    """What of the cost model's rates nobody measured on these GPUs."""
+    measured = rates.calibration.measured() if rates.calibration is not None else []
+    kinds = {
+        "matrix_products": "matrix products", "attention": "attention", "pointwise": "pointwise kernels",
+        "losses": "the loss", "optimizers": "the optimizer", "steps": "whole steps",
+    }  # fmt: skip
+    lacking = [words for kind, words in kinds.items() if kind not in measured]
+    if lacking:
+        yield f"times of {', '.join(lacking)} are assumed, not measured (--calibration)"
+    yield f"links reach {rates.node_link_share:.0%} of their rating in a node" + (
+        f" and {rates.network_share:.0%} between nodes" if nodes > 1 else ""
+    )

@@ -12,12 +12,17 @@ from megatron.neox_arguments.errors import ConfigError, Problem, UserError
 from megatron.neox_arguments.model import pad_vocab
 from megatron.planning.epochs import SourceUse, source_uses
 from megatron.planning.flops import flops_per_token, parameter_counts
+from megatron.planning.gpus import fp8_problems
 from megatron.planning.groups import Layout
 from megatron.planning.layouts import Candidate, candidates, evaluate, fastest, nearest
+from megatron.planning.length import Length, length_of
 from megatron.planning.machine import RESERVED_BYTES, Machine
 from megatron.planning.measured import Building, missing_packages
 from megatron.planning.memory import Memory, choice_of, stage_memory, stage_parameters
 from megatron.planning.published import PublishedRun, published_run
+from megatron.planning.recompute import Settled, settle
+from megatron.planning.saves import saves_of
+from megatron.planning.sensitivity import Swing, swings
 
 _SUGGESTIONS = 5
 _NEAREST = 3
@@ -35,13 +40,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Bytes of one checkpoint, and how many are written and kept. Weights are in the run's precision."""
+    """Bytes of one checkpoint, and how many are written and kept. Weights are in the run's precision.
+
+    Milestones are never removed: `milestones` of those kept are such.
+    """
 
     bytes_each: int
     weights_bytes: int
     seconds_each: float
     written: int
     kept: int
+    milestones: int
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,12 @@ class Plan:
     mfu: float
     mfu_is_given: bool
     checkpoints: Checkpoints
+    length: Length
+    swings: list[Swing]
     suggestions: list[Candidate]
     remedies: list[Candidate]
     published: PublishedRun | None
+    settled: Settled | None = None
 
     @property
     def fullest(self) -> Stage:
@@ -95,14 +107,21 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float:
+        """Of the steps; `length` has what evaluations and saves add."""
         return self.tokens / self.tokens_per_second / 3600 * self.machine.gpus
+
+    @property
+    def hours(self) -> float:
+        """From the first step to the last save."""
+        return self.length.total_seconds / 3600
 
 
 def make_plan(cfg: RunConfig, machine: Machine, mfu: float | None = None) -> Plan:
     """The plan of `cfg` on `machine`; `mfu` is a share of the peak, None takes the model's.
 
     Raises:
-        UserError: the run cannot be laid out on that many GPUs, or its vocabulary is not known.
+        UserError: the run cannot be laid out on that many GPUs, they have not the fp8 that it asks for, or
+            its vocabulary is not known.
     """
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu={mfu:g}: must be over 0 and at most 1; write 0.4 for 40%")
@@ -112,9 +131,12 @@ def make_plan(cfg: RunConfig, machine: Machine, mfu: float | None = None) -> Pla
         raise ConfigError(
             [Problem("vocab_size", None, "is the tokenizer's, which a plan does not read", remedy)]
         )
-    problems = check_world(cfg, machine.gpus)
+    problems = [*check_world(cfg, machine.gpus), *fp8_problems(cfg, machine.gpu)]
     if problems:
         raise ConfigError(problems)
+    settled = None
+    if cfg.parallel.recompute == "auto":
+        cfg, settled = settle(cfg, machine.gpus, vocab, machine.planned_bytes)
     tensor, pipeline = cfg.parallel.model_parallel_size, cfg.parallel.pipeline_size
     layout = Layout(tensor, pipeline, machine.gpus // (tensor * pipeline))
     padded = pad_vocab(vocab, cfg.model.make_vocab_size_divisible_by, tensor)
@@ -133,6 +155,16 @@ def make_plan(cfg: RunConfig, machine: Machine, mfu: float | None = None) -> Pla
         cfg, padded, machine, shape.accumulation, stages
     )  # fmt: skip
     fits = max(stage.memory.total for stage in measured) <= machine.planned_bytes
+    checkpoints = checkpoints_of(cfg, vocab, machine)
+    # A given MFU says how long a step takes, and the model what share of it the forward passes are.
+    slower = run.mfu / mfu if mfu is not None else 1.0
+    length = length_of(
+        cfg,
+        machine,
+        step_seconds=slower * run.time.total,
+        forward_seconds=slower * run.time.forward_passes,
+        checkpoint_bytes=checkpoints.bytes_each,
+    )
     return Plan(
         cfg=cfg,
         machine=machine,
@@ -148,10 +180,13 @@ def make_plan(cfg: RunConfig, machine: Machine, mfu: float | None = None) -> Pla
         run=run,
         mfu=run.mfu if mfu is None else mfu,
         mfu_is_given=mfu is not None,
-        checkpoints=_checkpoints(cfg, vocab, machine),
+        checkpoints=checkpoints,
+        length=length,
+        swings=swings(cfg, run.choice, machine, padded, shape.accumulation),
         suggestions=fastest(found, machine.planned_bytes, _SUGGESTIONS),
         remedies=[] if fits else nearest(found, run, machine.planned_bytes, _NEAREST),
         published=published_run(cfg.model),
+        settled=settled,
     )
 
 
@@ -180,13 +215,13 @@ def _by_arithmetic(
     ]
 
 
-def _checkpoints(cfg: RunConfig, vocab: int, machine: Machine) -> Checkpoints:
+def checkpoints_of(cfg: RunConfig, vocab: int, machine: Machine) -> Checkpoints:
     """A checkpoint holds each weight once, and the optimizer's float32 copy and two moments of each."""
     embedding, others = parameter_counts(cfg.model, vocab)
     parameters = others + (embedding if cfg.model.no_weight_tying else 0)
     weights = parameters * (2 if cfg.precision.dtype_name == "bfloat16" else 4)
     whole = weights + 12 * parameters
-    steps, every = cfg.schedule.train_iters, cfg.checkpoint.checkpoint_factor
-    written = 0 if cfg.checkpoint.save is None else 1 if every is None else -(-steps // every)
-    kept = min(written, cfg.checkpoint.keep_last_n_checkpoints or written)
-    return Checkpoints(whole, weights, whole / machine.disk_bytes_per_second, written, kept)
+    saves = saves_of(cfg)
+    return Checkpoints(
+        whole, weights, whole / machine.disk_bytes_per_second, saves.written, saves.kept, saves.milestones
+    )

@@ -13,8 +13,9 @@ from megatron.planning.gpus import GIB
 from megatron.planning.groups import crossing, nodes_of, rows_by_node, span
 from megatron.planning.layouts import Candidate
 from megatron.planning.machine import USED_SHARE
-from megatron.planning.memory import Memory
+from megatron.planning.memory import Choice, Memory
 from megatron.planning.plan import Plan
+from megatron.planning.recompute import recompute_settings
 
 _MOST_ROWS = 64
 
@@ -27,6 +28,8 @@ def in_words(plan: Plan) -> str:
         ("Data", _data(plan)),
         ("Memory of a rank", _memory(plan)),
         ("Time", _time(plan)),
+        ("A step", _step(plan)),
+        ("What its time hangs on", _swings(plan)),
         ("Checkpoints", _checkpoints(plan)),
         ("Fastest layouts that fit", _suggestions(plan)),
     ]
@@ -103,6 +106,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield "Measured: the model, its buffers and its optimizer were built on paper, and a step was taken."
     else:
         yield f"By arithmetic alone, within a tenth: {plan.not_measured_because}, so nothing was built."
+    if plan.settled is not None:
+        yield f"By arithmetic: {plan.settled.in_words()}."
     kinds = list(asdict(plan.stages[0].memory))
     yield f"{'stage':>6} {'rank':>6} {'parameters':>16} " + " ".join(
         f"{kind:>11}" for kind in [*kinds, "total"]
@@ -129,23 +134,89 @@ def _memory(plan: Plan) -> Iterator[str]:
 def _time(plan: Plan) -> Iterator[str]:
     origin = "given by --mfu" if plan.mfu_is_given else "the cost model's, docs/planning.md; --mfu sets it"
     rate = plan.tokens_per_second
-    hours = plan.tokens / rate / 3600
     yield _row("at MFU", f"{plan.mfu:.1%} of {plan.machine.gpu.bf16_tflops:g} TFLOP/s ({origin})")
     yield _row(
         "speed",
         f"{rate:,.0f} tokens/s, {rate / plan.machine.gpus:,.0f} a GPU; "
         f"a step takes {plan.tokens_per_step / rate:.2f} s",
     )
-    yield _row("length", f"{hours:,.1f} h ({hours / 24:.1f} days), {plan.gpu_hours:,.0f} GPU-hours")
-    yield _row("of a step", _shares(plan.run))
+    length = plan.length
+    yield _row("training", f"{_hours(length.training_seconds)}, {plan.gpu_hours:,.0f} GPU-hours")
+    yield _row("evaluating", f"{_hours(length.evaluating_seconds)}: {_evaluated(plan)}")
+    yield _row("saving", f"{_hours(length.saving_seconds)}: {_saved(plan)}")
+    total_gpu_hours = plan.hours * plan.machine.gpus
+    yield _row("in all", f"{_hours(length.total_seconds)}, {total_gpu_hours:,.0f} GPU-hours")
     run = plan.published
     if run is not None:
         yield _row(
             "published",
-            f"{run.name} took {run.gpu_hours:,.0f} {run.gpu}-hours for {run.tokens / 1e9:,.0f} B tokens "
-            f"({run.source}): {run.tokens_per_second_per_gpu:,.0f} tokens/s a GPU, "
+            f"{run.name} took {run.gpu_hours:,.0f} {run.gpu}-hours for {run.steps:,} steps, "
+            f"{run.tokens / 1e9:,.0f} B tokens ({run.source}): "
+            f"{run.tokens_per_second_per_gpu:,.0f} tokens/s a GPU, "
             f"which is an MFU of {run.implied_mfu(plan.cfg.model, plan.vocab):.1%}",
         )
+
+
+def _evaluated(plan: Plan) -> str:
+    """How often, and how many global batches of how many sources."""
+    length, each = plan.length, plan.cfg.validation.eval_iters
+    if not length.evaluated_batches:
+        return "eval_iters is 0" if not each else "there is no validation or test source"
+    parts = []
+    if length.evaluations:
+        sources = counted(length.validation_sources, "source")
+        parts.append(f"{counted(length.evaluations, 'time')} {_batches(each)} of {sources}")
+    if length.test_sources:
+        sources = counted(length.test_sources, "test source")
+        parts.append(f"at the end {_batches(each)} of {sources}")
+    return f"{', '.join(parts)}; {_batches(length.evaluated_batches)} in all"
+
+
+def _saved(plan: Plan) -> str:
+    if not plan.checkpoints.written:
+        return "save is not set"
+    last, each = plan.length.lost_last_seconds, plan.length.lost_each_seconds
+    if plan.checkpoints.written == 1:
+        return f"{last:,.1f} s lost with the only save, at the end"
+    if each == last:
+        return f"{each:,.1f} s lost with each save"
+    return f"{each:,.1f} s lost with each save, {last:,.1f} s with the last"
+
+
+def _batches(number: int) -> str:
+    return f"{number:,} batch" if number == 1 else f"{number:,} batches"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h ({seconds / 86400:.1f} days)"
+
+
+def _step(plan: Plan) -> Iterator[str]:
+    """The step by the cost model, whatever --mfu says."""
+    time = plan.run.time
+    yield f"{'seconds':>9} {'share':>6}"
+    for name, seconds in time.parts().items():
+        if seconds > 0:
+            yield f"{seconds:>9.3f} {seconds / time.total:>6.1%}  {name}"
+    yield f"{time.total:>9.3f} {'':>6}  a step, by the cost model"
+    if time.links:
+        yield f"{'GB sent':>9} {'waited':>8} {'hidden':>8}  by each GPU in a step, over"
+    for use in time.links:
+        link = "the network between nodes" if use.is_between_nodes else "the links in a node"
+        yield (
+            f"{use.sent_bytes / 1e9:>9.1f} {use.waited_seconds:>6.3f} s {use.hidden_seconds:>6.3f} s  "
+            f"{link}: {use.name}"
+        )
+
+
+def _swings(plan: Plan) -> Iterator[str]:
+    yield f"{'worse':>8} {'better':>8}  a step's time with one assumption changed"
+    for swing in plan.swings:
+        worse, better = (
+            seconds / plan.run.time.total - 1 for seconds in (swing.worse_seconds, swing.better_seconds)
+        )
+        if swing.width > 1e-3 * plan.run.time.total:
+            yield f"{worse:>+8.1%} {better:>+8.1%}  {swing.assumption}: {swing.worse}; {swing.better}"
 
 
 def _checkpoints(plan: Plan) -> Iterator[str]:
@@ -158,9 +229,11 @@ def _checkpoints(plan: Plan) -> Iterator[str]:
     if not found.written:
         yield _row("in all", "none is written: save is not set")
         return
+    of_these = f" ({counted(found.milestones, 'milestone')} among them)" if found.milestones else ""
     yield _row(
         "in all",
-        f"{found.written:,} written, {found.kept:,} kept: {found.kept * found.bytes_each / 1e12:,.2f} TB",
+        f"{found.written:,} written, {found.kept:,} kept{of_these}: "
+        f"{found.kept * found.bytes_each / 1e12:,.2f} TB",
     )
 
 
@@ -178,7 +251,7 @@ def _suggestions(plan: Plan) -> Iterator[str]:
         data = plan.machine.gpus // (choice.tensor * choice.pipeline)
         yield (
             f"{place:>2}. {choice.tensor:>3} {choice.pipeline:>3} {data:>5} {choice.micro:>6} "
-            f"{choice.recompute:>10} {_gib(one.memory.total):>10} {one.mfu:>6.1%} "
+            f"{_recompute(choice):>10} {_gib(one.memory.total):>10} {one.mfu:>6.1%} "
             f"{one.time.total:>6.2f} s  {_shares(one)}"
         )
     first = plan.suggestions[0]
@@ -187,6 +260,13 @@ def _suggestions(plan: Plan) -> Iterator[str]:
         yield f"           {_slower(first, plan.run)}, by the same model"
     else:
         yield "the first is the run as it is configured"
+
+
+def _recompute(choice: Choice) -> str:
+    """`none`, `parts`, `full`, or how many layers of a stage are computed again: `full in 5`."""
+    if choice.recompute_num_layers is not None:
+        return f"full in {choice.recompute_num_layers}"
+    return {"selective": "parts"}.get(choice.recompute, choice.recompute)
 
 
 def _shares(one: Candidate) -> str:
@@ -199,9 +279,13 @@ def _slower(one: Candidate, run: Candidate) -> str:
 
 
 def _as_options(one: Candidate, run: Candidate) -> str:
-    return (
-        " ".join(f"--set {key}={shown(value)}" for key, value in one.changes(run).items()) or "as configured"
-    )
+    changes = one.changes(run).items()
+    return " ".join(f"--set {key}={_typed(value)}" for key, value in changes) or "as configured"
+
+
+def _typed(value: object) -> str:
+    """As a shell passes it on: YAML needs no quotes in a list of names."""
+    return f"[{','.join(value)}]" if isinstance(value, tuple) else shown(value)
 
 
 def _row(name: str, text: str) -> str:
@@ -217,7 +301,7 @@ def as_data(plan: Plan) -> dict[str, Any]:
 
     Parameters are rank 0's, memory is that of the rank which needs the most.
     """
-    machine, layout = plan.machine, plan.layout
+    machine, layout, rates = plan.machine, plan.layout, plan.machine.rates
     return {
         "nodes": machine.nodes,
         "gpus_per_node": machine.gpus_per_node,
@@ -242,6 +326,8 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "parameters_per_rank": plan.stages[0].parameters,
         "memory_bytes_per_rank": _memory_data(plan.fullest.memory),
         "memory_is_measured": plan.is_measured,
+        "recompute": recompute_settings(plan.run.choice),
+        "recompute_was_auto": plan.settled is not None,
         "fits": plan.fits,
         "stages": [
             {
@@ -258,6 +344,12 @@ def as_data(plan: Plan) -> dict[str, Any]:
         "mfu_is_given": plan.mfu_is_given,
         "tokens_per_second": plan.tokens_per_second,
         "gpu_hours": plan.gpu_hours,
+        "step_seconds": plan.run.time.total,
+        "step_parts_seconds": plan.run.time.parts(),
+        "links": [asdict(use) for use in plan.run.time.links],
+        "length": {**asdict(plan.length), "total_seconds": plan.length.total_seconds},
+        "swings": [asdict(swing) for swing in plan.swings],
+        "calibrated": [] if rates.calibration is None else rates.calibration.measured(),
         "published": _published_data(plan),
         "checkpoint": asdict(plan.checkpoints),
         "suggestions": [_candidate_data(one, plan) for one in plan.suggestions],
@@ -288,6 +380,7 @@ def _published_data(plan: Plan) -> dict[str, Any] | None:
     return {
         "name": run.name,
         "gpu_hours": run.gpu_hours,
+        "steps": run.steps,
         "tokens": run.tokens,
         "tokens_per_second_per_gpu": run.tokens_per_second_per_gpu,
         "mfu": run.implied_mfu(plan.cfg.model, plan.vocab),

@@ -1,104 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a step takes, by a simple model: kernels at a share of the peak, links at a share of their rating.
+"""How long a step takes: kernels of each stage, collectives over each link, what hides what, a pipeline.
 
-docs/planning.md has the model's sources, what it predicts for published runs, and what it leaves out.
+docs/planning.md has the model's sources, what it says about published runs, and what it leaves out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import math
+from dataclasses import dataclass, fields
 
 from megatron.neox_arguments.config import RunConfig
 from megatron.planning.flops import flops_per_token
+from megatron.planning.kernels import KernelClock
+from megatron.planning.links import data_ring, send_seconds, tensor_ring
 from megatron.planning.machine import Machine
 from megatron.planning.memory import Choice, element_bytes, stage_parameters
+from megatron.planning.rates import with_attention
+from megatron.planning.rings import Ring
+from megatron.planning.software import Software, software_of
+from megatron.planning.stages import StageSeconds, stage_seconds
 
-# Large collectives reach about this share of a link's rating. An assumption.
-_LINK_SHARE = 0.7
-
-# Collectives that nothing hides, each of a micro-batch's hidden states, in a layer: two blocks, gathered
-# before and scattered after (or reduced once, which moves as much); the same in the backward pass, whose
-# third is hidden behind a matrix (Korthikanti et al. 2022, section 4.2.2).
-_COLLECTIVES_FORWARD = 4
-_COLLECTIVES_BACKWARD = 4
+# megatron-core's bucket where reduce_bucket_size is not set: parameters, and more of them with more ranks
+# (DistributedDataParallelConfig, distributed_data_parallel.py).
+_LEAST_BUCKET, _BUCKET_OF_RANK = 40_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step by what they are spent on, as one rank sees them."""
+    """Seconds of a step by what they are spent on, as a rank of the slowest stage sees them.
 
-    compute: float
+    They are one after the other, so their sum is the step. `links` has what of communication is hidden.
+    """
+
+    matrices: float
+    attention: float
+    pointwise: float
+    ends: float
     recompute: float
+    beside: float
     tensor: float
-    pipeline: float
-    data: float
+    waiting: float
+    sending: float
+    gradients: float
+    weights: float
+    optimizer: float
+    links: tuple[LinkUse, ...]
+    # Of the forward passes alone, as an evaluation of as many sequences takes.
+    forward_passes: float
 
     @property
     def total(self) -> float:
-        return self.compute + self.recompute + self.tensor + self.pipeline + self.data
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by the name that a report has for what they are spent on."""
+        return {name: getattr(self, field) for field, name in _NAMES.items()}
 
     def shares(self) -> dict[str, float]:
         """What of a step goes where, the largest first."""
-        parts = {
-            "computing": self.compute,
-            "computing again": self.recompute,
-            "tensor parallel communication": self.tensor,
-            "pipeline": self.pipeline,
-            "gradients and weights between copies": self.data,
-        }
         return {
             name: part / self.total
-            for name, part in sorted(parts.items(), key=lambda row: -row[1])
+            for name, part in sorted(self.parts().items(), key=lambda row: -row[1])
             if part > 0.005 * self.total
         }
 
 
+@dataclass(frozen=True)
+class LinkUse:
+    """What a rank sends in a step over one kind of link, and how long that takes.
+
+    Kernels run beside `hidden_seconds` of it, and `waited_seconds` are waited for.
+    """
+
+    name: str
+    is_between_nodes: bool
+    sent_bytes: float
+    waited_seconds: float
+    hidden_seconds: float
+
+
+_NAMES = {
+    "matrices": "matrix products",
+    "attention": "attention",
+    "pointwise": "pointwise kernels",
+    "ends": "embedding, output layer and loss",
+    "recompute": "computing again",
+    "beside": "kernels slowed by collectives",
+    "tensor": "tensor parallel communication",
+    "waiting": "waiting in the pipeline",
+    "sending": "sending between stages",
+    "gradients": "reducing gradients",
+    "weights": "gathering weights",
+    "optimizer": "optimizer",
+}
+assert set(_NAMES) == {field.name for field in fields(StepTime)} - {"links", "forward_passes"}
+
+
+@functools.lru_cache(maxsize=8)
+def _clock(machine: Machine, software: Software, size: int) -> KernelClock:
+    rates = machine.rates
+    if software.attention is not None:
+        rates = with_attention(rates, machine.gpu, software.attention)
+    return KernelClock(machine.gpu, rates, software, size)
+
+
 def step_time(
-    cfg: RunConfig, choice: Choice, machine: Machine, padded_vocab: int, vocab: int, accumulation: int
+    cfg: RunConfig,
+    choice: Choice,
+    machine: Machine,
+    padded_vocab: int,
+    accumulation: int,
+    software: Software | None = None,
 ) -> StepTime:
-    """A step of `accumulation` micro-batches on every data parallel rank."""
-    model, size = cfg.model, element_bytes(cfg)
-    model_ranks = choice.tensor * choice.pipeline
-    tokens = choice.micro * model.seq_length
-    flops, causal_flops = flops_per_token(model, vocab)
-    attention_flops = 2 * (flops - causal_flops)
-    per_second = machine.gpu.bf16_tflops * 1e12 * machine.gpu.kernel_share
-    if cfg.precision.dtype_name == "float32":
-        per_second /= 16  # the tensor cores' bfloat16 over the FP32 units: 312 to 19.5 on an A100
-    compute = flops * tokens / model_ranks / per_second
-    again = {"full": flops / 3, "selective": attention_flops / 3, "none": 0.0}[choice.recompute]
-    recompute = again * tokens / model_ranks / per_second
+    """A step of `accumulation` micro-batches on every data parallel rank.
 
-    in_node, between = (
-        rating * 1e9 * _LINK_SHARE
-        for rating in (machine.gpu.node_gb_per_second, machine.gpu.network_gb_per_second)
+    What pads the vocabulary is computed too. `software` stands for that of another framework; None is this
+    repository's.
+    """
+    software = software or software_of(cfg)
+    size = element_bytes(cfg)
+    clock = _clock(machine, software, size)
+    ring = tensor_ring(machine, machine.rates, choice)
+    stages = _stages(clock, cfg, choice, ring, padded_vocab)
+    slowest = max(stages, key=lambda stage: stage.total)
+    handed_on = _between_stages(cfg, choice, machine, software.chunks, accumulation)
+    fill = (_way_through(stages, choice) - slowest.total) / software.chunks
+    gradients, weights = _between_copies(cfg, choice, machine, padded_vocab, stages[0])
+    count = stage_parameters(cfg.model, padded_vocab, choice.tensor, choice.pipeline, 0)
+    shards = machine.gpus // (choice.tensor * choice.pipeline) if cfg.parallel.zero_stage == 1 else 1
+    slowed = machine.rates.slowdown_beside_collectives * (gradients.hidden_seconds + weights.hidden_seconds)
+    tensor = LinkUse(
+        "tensor parallel communication",
+        ring.crosses_nodes,
+        slowest.tensor_bytes * accumulation,
+        slowest.tensor.total * accumulation,
+        slowest.tensor_hidden * accumulation,
     )
-    hidden_bytes = size * tokens * model.hidden_size
-    forward = _COLLECTIVES_FORWARD * (2 if choice.recompute == "full" else 1)
-    per_layer = (forward + _COLLECTIVES_BACKWARD) * hidden_bytes * (choice.tensor - 1) / choice.tensor
-    is_inside = choice.tensor <= machine.gpus_per_node and machine.gpus_per_node % choice.tensor == 0
-    tensor = per_layer * (model.num_layers // choice.pipeline) / (in_node if is_inside else between)
-
-    micro = compute + recompute + tensor
-    handed_on = 2 * hidden_bytes / choice.tensor / between if choice.pipeline > 1 else 0.0
-    pipeline = (choice.pipeline - 1) * (micro + handed_on) + accumulation * handed_on
-
-    data_ranks = machine.gpus // model_ranks
-    link = in_node if data_ranks * choice.tensor <= machine.gpus_per_node else between
-    count = stage_parameters(model, padded_vocab, choice.tensor, choice.pipeline, 0)
-    moved = (data_ranks - 1) / data_ranks * count / link
-    gradients = (4 if cfg.precision.grad_accum_dtype == "fp32" else 2) * moved
-    weights = size * moved if cfg.parallel.zero_stage == 1 else gradients
-    if cfg.parallel.overlap_grad_reduce:
-        gradients = max(0.0, gradients - 2 / 3 * micro)
-    if cfg.parallel.overlap_param_gather:
-        weights = max(0.0, weights - 1 / 3 * micro)
     return StepTime(
-        compute=compute * accumulation,
-        recompute=recompute * accumulation,
-        tensor=tensor * accumulation,
-        pipeline=pipeline,
-        data=gradients + weights,
+        matrices=slowest.matrices.total * accumulation,
+        attention=slowest.attention.total * accumulation,
+        pointwise=slowest.pointwise.total * accumulation,
+        ends=slowest.ends.total * accumulation,
+        recompute=slowest.recompute * accumulation,
+        beside=slowest.beside * accumulation + slowed,
+        tensor=tensor.waited_seconds,
+        waiting=fill,
+        sending=handed_on.waited_seconds,
+        gradients=gradients.waited_seconds,
+        weights=weights.waited_seconds,
+        optimizer=clock.optimizer(count, shards),
+        links=tuple(use for use in (tensor, handed_on, gradients, weights) if use.sent_bytes),
+        forward_passes=slowest.forward * (accumulation + (choice.pipeline - 1) / software.chunks),
+    )
+
+
+def _stages(
+    clock: KernelClock, cfg: RunConfig, choice: Choice, ring: Ring, padded_vocab: int
+) -> list[StageSeconds]:
+    """The first, a middle and the last stage: as many of them as there are."""
+    last = choice.pipeline - 1
+    return [
+        stage_seconds(
+            clock,
+            cfg.model,
+            choice,
+            ring,
+            cfg.model.num_layers // choice.pipeline,
+            vocabulary=-(-padded_vocab // choice.tensor),
+            is_first=stage == 0,
+            is_last=stage == last,
+            first_layer=stage * (cfg.model.num_layers // choice.pipeline),
+        )
+        for stage in sorted({0, min(1, last), last})
+    ]
+
+
+def _between_stages(
+    cfg: RunConfig, choice: Choice, machine: Machine, chunks: int, accumulation: int
+) -> LinkUse:
+    """Hidden states and their gradients, handed on by every chunk of a stage; each is waited for."""
+    handed_bytes = element_bytes(cfg) * choice.micro * cfg.model.seq_length * cfg.model.hidden_size
+    handed_bytes //= choice.tensor
+    times = 2 * chunks * (accumulation + choice.pipeline - 1) if choice.pipeline > 1 else 0
+    seconds = times * send_seconds(machine, machine.rates, choice, handed_bytes)
+    is_between = machine.gpus // choice.pipeline >= machine.gpus_per_node
+    return LinkUse("sending between stages", is_between, times * handed_bytes, seconds, 0.0)
+
+
+def _way_through(stages: list[StageSeconds], choice: Choice) -> float:
+    """A micro-batch's way through all stages and back: what fills and drains the pipeline, and one's work."""
+    if choice.pipeline == 1:
+        return stages[0].total
+    return stages[0].total + stages[-1].total + (choice.pipeline - 2) * stages[1].total
+
+
+def _between_copies(
+    cfg: RunConfig, choice: Choice, machine: Machine, padded_vocab: int, stage: StageSeconds
+) -> tuple[LinkUse, LinkUse]:
+    """Gradients that are reduced, and weights that are gathered, between the copies of the model.
+
+    Gradients go bucket by bucket beside the last micro-batch's backward pass, weights beside the first one's
+    forward pass: one bucket of each is never hidden. The first stage is the last to end its backward pass.
+    Without ZeRO-1 gradients are reduced to all copies, and there are no weights to gather.
+    """
+    ring = data_ring(machine, machine.rates, choice)
+    parallel, zero = cfg.parallel, cfg.parallel.zero_stage == 1
+    reduces_early, gathers_late = parallel.overlaps(on_gpu=True, data_ranks=ring.ranks)
+    count = stage_parameters(cfg.model, padded_vocab, choice.tensor, choice.pipeline, 0)
+    bucket = parallel.reduce_bucket_size or max(_LEAST_BUCKET, _BUCKET_OF_RANK * ring.ranks)
+    buckets = math.ceil(count / bucket)
+
+    def use(name: str, whole_bytes: float, window: float, is_overlapped: bool) -> LinkUse:
+        seconds = ring.in_buckets(whole_bytes, buckets)
+        waited = max(seconds / buckets, seconds - window) if is_overlapped else seconds
+        return LinkUse(name, ring.crosses_nodes, ring.sent(whole_bytes), waited, seconds - waited)
+
+    of_gradients = (4 if cfg.precision.grad_accum_dtype == "fp32" else 2) * count * (1 if zero else 2)
+    of_weights = element_bytes(cfg) * count if zero else 0.0
+    return (
+        use("reducing gradients", of_gradients, stage.backward, reduces_early),
+        use("gathering weights", of_weights, stage.forward, gathers_late),
     )
 
 

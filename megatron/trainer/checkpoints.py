@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Checkpoints:
         self._monitor, self._meter, self._keeper, self._log = monitor, meter, keeper, log
         checkpoint = cfg.checkpoint
         self._begun_at = 0
+        self._began_seconds = self._blocked_seconds = 0.0  # of the save that was begun last
         self._saver: Saver | None = None
         if checkpoint.save is not None:
             in_background = checkpoint.async_save
@@ -81,10 +83,12 @@ class Checkpoints:
             return
         self._begun_at = self._state.progress.iteration
         record = record_of(self._state, self._cfg, self._backend, self._tokenizer)
+        self._began_seconds = time.perf_counter()
         try:
             self._saver.begin(record, self._state.base_files, self._tokenizer.files)
         except SaveFailed as failure:
             self._failed(failure, is_final=is_final)
+        self._blocked_seconds = time.perf_counter() - self._began_seconds
         self._meter.resume(paused)
         if is_final or not self._cfg.checkpoint.async_save:
             self.settle(is_final=is_final)
@@ -93,9 +97,11 @@ class Checkpoints:
         """Waits for a save that is begun, if there is one, and completes it."""
         if self._saver is None or not self._saver.is_busy:
             return
-        paused = self._meter.pause()
+        paused, began = self._meter.pause(), time.perf_counter()
         try:
-            self._done(self._saver.finish())
+            folder = self._saver.finish()
+            self._blocked_seconds += time.perf_counter() - began
+            self._done(folder)
         except SaveFailed as failure:
             self._failed(failure, is_final=is_final)
         self._meter.resume(paused)
@@ -108,7 +114,11 @@ class Checkpoints:
         return None if self._saver is None else self._saver.rescue(exchange)
 
     def _done(self, folder: Path) -> None:
-        self._monitor.event("checkpoint", {"iteration": self._begun_at, "folder": str(folder)})
+        times = {
+            "seconds": round(time.perf_counter() - self._began_seconds, 3),
+            "blocked_seconds": round(self._blocked_seconds, 3),
+        }
+        self._monitor.event("checkpoint", {"iteration": self._begun_at, "folder": str(folder), **times})
         self._state.base_files = folder / BASE_FILES  # the ones this run began with may be removed below
         self._keeper.saved(folder)
 

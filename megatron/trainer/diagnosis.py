@@ -196,11 +196,12 @@ def _state_tensors(trainable: Trainable) -> Iterator[tuple[str, torch.Tensor]]:
     for parameter in trainable.model.parameters():
         yield "weights", parameter.data
     for part in trainable.optimizer.chained_optimizers:
-        for parameter, moments in part.optimizer.state.items():
+        for parameter, states in part.optimizer.state.items():
             yield "weights", parameter.data
-            for moment in moments.values():
-                if torch.is_tensor(moment) and moment.numel():
-                    yield "moments", moment
+            for name, state in states.items():
+                # The 16 bits that a weight lacks (trainer/adam.py) are no number of their own.
+                if torch.is_tensor(state) and state.is_floating_point() and state.numel():
+                    yield "weights" if name == "master_param" else "moments", state
 
 
 def diagnose(

@@ -13,7 +13,7 @@ from megatron.monitoring import StepReport
 from megatron.neox_arguments.config import RunConfig
 from megatron.planning.flops import flops_per_token
 from megatron.planning.gpus import peak_flops
-from megatron.trainer.pace import SlowRank
+from megatron.trainer.pace import Pace
 
 
 class Meter:
@@ -64,7 +64,7 @@ class Meter:
         lr: float,
         grad_norm: float,
         tokens_seen: int,
-        slow: SlowRank | None = None,
+        pace: Pace | None = None,
     ) -> StepReport:
         """The log line for the steps since the last one."""
         now = time.perf_counter()
@@ -72,7 +72,9 @@ class Meter:
         rate = self._tokens / seconds
         rate_per_gpu = rate / self._backend.world_size
         step_seconds = seconds / max(1, self._steps)
+        slow, waited = (None, 0.0) if pace is None else (pace.slowest(), pace.longest_wait())
         left = (self._cfg.schedule.train_iters - iteration) * self._steady_step_seconds(seconds)
+        data_wait_seconds = waited / max(1, self._steps)
         self._started, self._steps, self._tokens = now, 0, 0
         return StepReport(
             iteration=iteration,
@@ -88,6 +90,7 @@ class Meter:
             tokens_seen=tokens_seen,
             seconds_left=left,
             step_seconds=step_seconds,
+            data_wait_seconds=data_wait_seconds,
             slowest_rank=None if slow is None else slow.rank,
             slowest_rank_ratio=None if slow is None else slow.ratio,
         )

@@ -32,7 +32,7 @@ class OwnWork:
             group.start_grad_sync = self._heard(group, group.start_grad_sync)
 
     def begin(self) -> None:
-        """A step begins. The one before is over on the device too: its loss was read."""
+        """A step begins. The one before is over on the device too: its gradient's norm was read."""
         self._count()
         self._largest = []
         self._began, self._ended = self._now(), None
@@ -42,8 +42,13 @@ class OwnWork:
         return all(bool(torch.isfinite(one)) for one in self._largest)
 
     def seconds(self) -> float:
-        """The rank's own time in the steps that were done since the last call."""
-        self._count()
+        """The rank's own time in the steps that were done since the last call.
+
+        On a GPU without the step that is under way: CUDA measures only what is over, and to wait for it would
+        leave the device without work.
+        """
+        if not self._on_gpu:
+            self._count()
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 

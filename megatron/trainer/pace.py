@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rank is slow: each one's own computing time, carried by the reduction of the loss.
+"""Which rank is slow, and which waits for its data: each one's own times, carried by the reduction of the
+loss.
 
 A step takes all ranks as long as the slowest, so the time compared is the one before gradients are summed.
 Ranks of one tensor or pipeline parallel group wait for each other before that, and appear together.
@@ -7,11 +8,14 @@ Ranks of one tensor or pipeline parallel group wait for each other before that, 
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron.backend import Backend
+from megatron.data.loader import MicroBatch
 from megatron.trainer.own_work import OwnWork
 
 
@@ -23,27 +27,61 @@ class SlowRank:
     ratio: float
 
 
-class Pace:
-    """Collects every rank's own time between two log lines."""
+class _OfEachRank:
+    """Seconds of every rank, added up between two log lines."""
 
-    def __init__(self, own_work: OwnWork, backend: Backend, ratio: float) -> None:
-        self._own_work, self._backend, self._ratio = own_work, backend, ratio
-        self._seconds = [0.0] * backend.world_size
+    def __init__(self, backend: Backend) -> None:
+        self._rank, self._size = backend.rank, backend.world_size
+        self._seconds = [0.0] * self._size
 
-    def mine(self) -> list[float]:
+    def places(self, mine: float) -> list[float]:
         """A place for every rank, this one's filled: the sum over ranks has all."""
-        places = [0.0] * self._backend.world_size
-        places[self._backend.rank] = self._own_work.seconds()
+        places = [0.0] * self._size
+        places[self._rank] = mine
         return places
 
-    def heard(self, seconds: Sequence[float]) -> None:
+    def add(self, seconds: Sequence[float]) -> None:
         """Takes that sum."""
         self._seconds = [before + new for before, new in zip(self._seconds, seconds, strict=True)]
 
+    def take(self) -> list[float]:
+        """What came together since the last call."""
+        seconds, self._seconds = self._seconds, [0.0] * self._size
+        return seconds
+
+
+class Pace:
+    """Collects every rank's own time, and its time without data, between two log lines."""
+
+    def __init__(self, own_work: OwnWork, backend: Backend, ratio: float) -> None:
+        self._own_work, self._size, self._ratio = own_work, backend.world_size, ratio
+        self._computing, self._waiting = _OfEachRank(backend), _OfEachRank(backend)
+        self._waited = 0.0
+
+    def take_batch(self, micro_batches: Iterator[MicroBatch], count: int) -> list[MicroBatch]:
+        """The next `count` micro-batches. What reading ahead has not brought is waited for, and counted."""
+        began = time.perf_counter()
+        batch = list(itertools.islice(micro_batches, count))
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def mine(self) -> list[float]:
+        """What this rank adds to the sum over ranks."""
+        waited, self._waited = self._waited, 0.0
+        return self._computing.places(self._own_work.seconds()) + self._waiting.places(waited)
+
+    def heard(self, seconds: Sequence[float]) -> None:
+        """Takes that sum."""
+        self._computing.add(seconds[: self._size])
+        self._waiting.add(seconds[self._size :])
+
     def slowest(self) -> SlowRank | None:
         """The slowest rank since the last call, where it is slower than the ratio allows."""
-        seconds, self._seconds = self._seconds, [0.0] * self._backend.world_size
-        return slowest_of(seconds, self._ratio)
+        return slowest_of(self._computing.take(), self._ratio)
+
+    def longest_wait(self) -> float:
+        """Seconds that the rank which waited longest for its data has waited since the last call."""
+        return max(self._waiting.take())
 
 
 def slowest_of(seconds: Sequence[float], ratio: float) -> SlowRank | None:

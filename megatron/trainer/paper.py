@@ -33,10 +33,11 @@ from megatron.backend.paper import initialize_on_paper
 from megatron.core import parallel_state
 from megatron.model import BuiltModel, build
 from megatron.neox_arguments.config import RunConfig
-from megatron.trainer.adam import give_to_megatron_core
+from megatron.planning.memory import copied_gradient_bytes
+from megatron.trainer.adam import FusedAdam, give_to_megatron_core
 from megatron.trainer.setup import wrap
 
-# Two moments in float32 beside each parameter that the optimizer updates, as in trainer/adam.py.
+# Apex's and TransformerEngine's two moments in float32, which are made at the first step.
 _MOMENT_BYTES = 8
 # Layers, or groups of layers that are kept together, that say what each further one adds.
 _FEW, _MORE = 2, 3
@@ -63,6 +64,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = 0
         self.most = 0
         self._known: set[int] = set()
+        self._sizes: dict[int, int] = {}
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Leaves out tensors that were there before."""
@@ -75,18 +77,40 @@ class LiveBytes(TorchDispatchMode):
                 self._note(tensor.untyped_storage())
         return made
 
+    def __enter__(self) -> LiveBytes:
+        self._resize = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            """What is computed again gives back the memory of a tensor that lives on."""
+            before = storage.nbytes()
+            made = self._resize(storage, size)
+            if storage._cdata in self._sizes:
+                self._sizes[storage._cdata] += size - before
+                self.now += size - before
+                self.most = max(self.most, self.now)
+            return made
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*error)
+
     def _note(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._known:
             return
         self._known.add(key)
+        self._sizes[key] = storage.nbytes()
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._given_back, key, storage.nbytes())
+        weakref.finalize(storage, self._given_back, key)
 
-    def _given_back(self, key: int, size: int) -> None:
+    def _given_back(self, key: int) -> None:
         self._known.discard(key)
-        self.now -= size
+        self.now -= self._sizes.pop(key)
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
@@ -103,10 +127,11 @@ def measure(cfg: RunConfig, vocab_size: int, padded_vocab_size: int, rank: int, 
     trainable = wrap(cfg, built)
     weights = list(built.module.parameters())
     gradients = [buffer.grad_data for buffer in trainable.model.buffers]
-    if cfg.parallel.overlap_param_gather:
+    if trainable.model.use_forward_hook:
         trainable.model.disable_forward_pre_hook(param_sync=False)  # nobody sends parameters on paper
     with trainable.model.no_sync():
         activations = _most_activations(cfg, backend, built, [*weights, *gradients])
+    activations = max(activations, copied_gradient_bytes(cfg, parameters))
     return Measured(
         rank=rank,
         parameters=parameters,
@@ -129,34 +154,64 @@ def _most_activations(
     """The most bytes that a step needs above what is there already.
 
     Every layer adds the same, so two and three of them (or groups of layers that are kept together) say what
-    all need, and no step through 80 layers has to be waited for.
+    all need, and no step through 80 layers has to be waited for. Layers that are computed again as a whole
+    and the others are counted each for themselves.
     """
     decoder: Any = built.module.get_submodule("module.decoder" if built.config.bf16 else "decoder")
     layers = list(decoder.layers)
-    group = cfg.parallel.checkpoint_num_layers if cfg.parallel.recompute == "full" else 1
-    few, more = _FEW * group, _MORE * group
-    counts = [few, more] if len(layers) > more and len(layers) % group == 0 else [len(layers)]
-    most = []
-    for count in counts:
-        decoder.layers = torch.nn.ModuleList(layers[:count])
-        decoder.num_layers_per_pipeline_rank = count
+    whole = cfg.parallel.recomputed_layers
+    count = len(layers) if whole is None else whole
+    first, rest = layers[:count], layers[count:]
+    group = cfg.parallel.checkpoint_num_layers
+
+    def most(of_first: int, of_rest: int) -> int:
+        chosen = [*first[:of_first], *rest[:of_rest]]
+        decoder.layers = torch.nn.ModuleList(chosen)
+        decoder.num_layers_per_pipeline_rank = len(chosen)
+        if cfg.parallel.recompute_method == "block":
+            built.config.recompute_num_layers = of_first
         buffers = _communication_buffers()
         live = LiveBytes()
         live.ignore([*there_already, *buffers, *built.module.buffers()])
         with live:
             _forward_and_backward(cfg, backend, built)
-        most.append(live.most - (bytes_of(_communication_buffers()) - bytes_of(buffers)))
-    if len(most) == 1:
-        return most[0]
-    return most[0] + (most[1] - most[0]) * ((len(layers) - few) // (more - few))
+        return live.most - (bytes_of(_communication_buffers()) - bytes_of(buffers))
+
+    few_first, more_first = _few_and_more(len(first), group)
+    few_rest, more_rest = _few_and_more(len(rest), 1)
+    found = most(few_first, few_rest)
+    if (more_first, more_rest) == (few_first, few_rest):
+        return found
+    few = most(few_first, few_rest)  # without the tables of angles, which are made once and stay
+    if more_first > few_first:
+        groups = (len(first) - few_first) // (more_first - few_first)
+        found += (most(more_first, few_rest) - few) * groups
+    if more_rest > few_rest:
+        found += (most(few_first, more_rest) - few) * (len(rest) - few_rest)
+    return found
+
+
+def _few_and_more(layers: int, group: int) -> tuple[int, int]:
+    """How many of `layers` alike are taken through a step, and how many to see what more of them add."""
+    few, more = _FEW * group, _MORE * group
+    return (few, more) if layers > more and layers % group == 0 else (layers, layers)
 
 
 def optimizer_bytes(optimizer: Any, weights: Iterable[torch.Tensor]) -> int:
-    """What the optimizer holds of its own: float32 parameters of its shard, and their moments."""
+    """What the optimizer holds of its own: main parameters of its shard, and their moments."""
     main = [weight for group in optimizer.param_groups for weight in group["params"]]
     shared = {weight.untyped_storage()._cdata for weight in weights}
-    own = [weight for weight in main if weight.untyped_storage()._cdata not in shared]
-    return bytes_of(own) + _MOMENT_BYTES * sum(weight.numel() for weight in main)
+    inner = [one.optimizer for one in getattr(optimizer, "chained_optimizers", [optimizer])]
+    states = [
+        state
+        for one in inner
+        if isinstance(one, FusedAdam)
+        for group in one.param_groups
+        for weight in group["params"]
+        for state in one.state_of(weight).values()
+    ]
+    own = bytes_of(one for one in [*main, *states] if one.untyped_storage()._cdata not in shared)
+    return own + (0 if states else _MOMENT_BYTES * sum(weight.numel() for weight in main))
 
 
 def _forward_and_backward(cfg: RunConfig, backend: Backend, built: BuiltModel) -> None:

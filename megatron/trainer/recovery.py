@@ -22,8 +22,9 @@ import torch
 
 from megatron.checkpointing import folders
 from megatron.checkpointing.record import CheckpointRecord
-from megatron.checkpointing.state import load_all
+from megatron.checkpointing.state import gather_weights, load_all
 from megatron.data.loader import MicroBatch
+from megatron.model.compiled import without_compilation
 from megatron.neox_arguments.errors import UserError
 from megatron.neox_arguments.whole_files import write_whole
 from megatron.trainer.checkpoints import Checkpoints
@@ -66,9 +67,13 @@ class Recovery:
             return
         paused = self._meter.pause()
         self._run.watchdog.begins(f"looking into step {trouble.iteration}", PATIENCE)
+        gather_weights(self._state.model)  # here, and not by the first rank that computes with them alone
         goes_back = ledger.skipped_in_a_row > limits.max_skipped_steps
         goes_back = goes_back or ledger.spiking_in_a_row >= limits.loss_spike_steps
-        found = diagnose(self._state, self._cfg, self._backend, self._data, batch, own_loss, self.own_work)
+        with without_compilation(self._cfg):
+            found = diagnose(
+                self._state, self._cfg, self._backend, self._data, batch, own_loss, self.own_work
+            )
         if trouble.is_spike:
             found = found.of_a_spike()
         if goes_back or found.cause.is_hopeless:

@@ -15,6 +15,7 @@ from megatron.trainer.fence import Fence
 from megatron.trainer.interruption import StopRequest
 from megatron.trainer.keeper import Keeper
 from megatron.trainer.setup import TrainingState
+from megatron.trainer.startup import StartUp
 from megatron.trainer.watchdog import Watchdog
 
 
@@ -34,3 +35,4 @@ class Run:
     watchdog: Watchdog
     log: Callable[[str], None]
     command: str  # that started the run, as it was typed
+    startup: StartUp

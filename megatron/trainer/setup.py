@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron.backend import Backend
+from megatron.backend.cpu_engine import keep_freed_memory
 from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
 from megatron.checkpointing.state import Trainable, layout_of, load_all, load_weights
 from megatron.core.distributed import (
@@ -18,16 +19,19 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.model import BuiltModel, build, dtype_of
 from megatron.model.rotary import PeriodChange
 from megatron.neox_arguments.config import RunConfig
-from megatron.neox_arguments.errors import UserError
+from megatron.neox_arguments.errors import UserError, shown
 from megatron.tokenizer import Tokenizer, pad_vocab
-from megatron.trainer.adam import give_to_megatron_core
+from megatron.trainer.adam import give_to_megatron_core, precision_aware
 from megatron.trainer.judge import Ledger
+from megatron.trainer.number_formats import StateFormats
+from megatron.trainer.overlap import gather_in_time, in_words, overlaps
 from megatron.trainer.start import Start
+from megatron.trainer.startup import StartUp
 
 
 @dataclass
@@ -70,37 +74,60 @@ def wrap(cfg: RunConfig, built: BuiltModel) -> Trainable:
     """Puts gradients into contiguous buffers, reduced over data parallel ranks, and adds the optimizer."""
     parallel, optimizer = cfg.parallel, cfg.optimizer
     is_sharded = parallel.zero_stage == 1
+    reduces_early, gathers_late = overlaps(parallel, built.module)
     buffers = DistributedDataParallelConfig(
         grad_reduce_in_fp32=cfg.precision.grad_accum_dtype == "fp32",
         use_distributed_optimizer=is_sharded,
-        overlap_grad_reduce=parallel.overlap_grad_reduce,
-        overlap_param_gather=parallel.overlap_param_gather,
-        bucket_size=parallel.reduce_bucket_size if parallel.overlap_grad_reduce else None,
+        overlap_grad_reduce=reduces_early,
+        overlap_param_gather=gathers_late,
+        bucket_size=parallel.reduce_bucket_size if reduces_early else None,
     )
     model = DistributedDataParallel(built.config, buffers, built.module)
+    gather_in_time(model, layers_are_compiled=cfg.acceleration.torch_compile == "layer")
     dtype = dtype_of(cfg)
-    core_optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optimizer.lr,
-            min_lr=cfg.schedule.min_lr,
-            weight_decay=optimizer.weight_decay,
-            adam_beta1=optimizer.adam_beta1,
-            adam_beta2=optimizer.adam_beta2,
-            adam_eps=optimizer.adam_eps,
-            clip_grad=optimizer.gradient_clipping,
-            bf16=dtype == torch.bfloat16,
-            params_dtype=dtype,
-            use_distributed_optimizer=is_sharded,
-            overlap_param_gather=parallel.overlap_param_gather,
-        ),
-        [model],
+    core_config = OptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.lr,
+        min_lr=cfg.schedule.min_lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        adam_eps=optimizer.adam_eps,
+        clip_grad=optimizer.gradient_clipping,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=is_sharded,
+        overlap_param_gather=gathers_late,
     )
+    core_optimizer = _optimizer(core_config, model, StateFormats.of(cfg))
     built.config.finalize_model_grads_func = finalize_model_grads
     built.config.grad_scale_func = core_optimizer.scale_loss
-    if parallel.overlap_grad_reduce:
+    if reduces_early:
         built.config.no_sync_func = model.no_sync
+    if next(built.module.parameters()).device.type == "cpu":
+        keep_freed_memory()
     return Trainable(model, core_optimizer)
+
+
+def _optimizer(
+    core_config: OptimizerConfig, model: DistributedDataParallel, formats: StateFormats
+) -> MegatronOptimizer:
+    """megatron-core's optimizer with states in `formats`.
+
+    Gradients in bfloat16 go the precision-aware way too, which reads them as they are: the other way makes a
+    float32 copy of all of them. Without ZeRO-1 megatron-core has only that one.
+    """
+    if formats.are_plain or not core_config.use_distributed_optimizer:
+        return get_megatron_optimizer(core_config, [model])
+    # Set behind the back of its constructor, which asks for TransformerEngine.
+    core_config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
+    with precision_aware(formats):
+        optimizer = get_megatron_optimizer(core_config, [model])
+    for one in optimizer.chained_optimizers:
+        one.config.use_precision_aware_optimizer = True
+        one.config.exp_avg_dtype, one.config.exp_avg_sq_dtype = formats.exp_avg, formats.exp_avg_sq
+        one.config.store_param_remainders = formats.remainders
+    return optimizer
 
 
 def check_world(cfg: RunConfig, backend: Backend, padded_vocab_size: int) -> None:
@@ -109,10 +136,6 @@ def check_world(cfg: RunConfig, backend: Backend, padded_vocab_size: int) -> Non
     Raises:
         UserError: see the message.
     """
-    if cfg.parallel.overlap_param_gather and not cfg.parallel.overlap_grad_reduce:
-        raise UserError(
-            "overlap_param_gather=true: needs overlap_grad_reduce: true in megatron-core; set both or neither"
-        )
     if padded_vocab_size % backend.tensor_parallel_size:
         raise UserError(
             f"vocab_size={padded_vocab_size}: is not divisible by "
@@ -127,10 +150,11 @@ def prepare(
     start: Start | None,
     data: dict[str, Any],
     log: Callable[[str], None],
+    startup: StartUp,
 ) -> TrainingState:
     """Builds the model and its optimizer, and fills them from a checkpoint where there is one.
 
-    `data` describes the order in which the run reads its sequences.
+    `data` describes the order in which the run reads its sequences; `startup` is told what is done.
 
     Raises:
         UserError: the checkpoint does not fit the run; the message lists every difference.
@@ -149,14 +173,21 @@ def prepare(
         _refuse_other_tokenizer(start.record, start.folder, tokenizer)
         if start.is_own:
             _refuse_other_data(start.record, start.folder, data, log)
-    log(give_to_megatron_core())
-    built = build(cfg, backend, vocab_size, padded, initialize=start is None)
-    log(built.attention.describe())
+            _refuse_other_zero_stage(start.record, start.folder, cfg)
+    chosen, formats = give_to_megatron_core(), StateFormats.of(cfg)
+    log(chosen if formats.are_plain else f"optimizer: AdamW of this repository, {formats.in_words()}")
+    built = build(cfg, backend, vocab_size, padded, initialize=start is None, log=log)
+    for line in (built.attention.describe(), *built.fused.describe(), *built.accelerators):
+        log(line)
     state = TrainingState(built, wrap(cfg, built), data)
+    for line in in_words(state.model, backend):
+        log(line)
+    startup.done("model")
     if start is None:
         log("weights: drawn at random, no checkpoint given")
     else:
         _fill(state, cfg, backend, start, log)
+        startup.done("loading")
     return state
 
 
@@ -218,6 +249,18 @@ def _refuse_other_tokenizer(record: CheckpointRecord, source: Path, tokenizer: T
         )
 
 
+def _refuse_other_zero_stage(record: CheckpointRecord, source: Path, cfg: RunConfig) -> None:
+    """megatron-core's optimizers of the two stages keep their states under different names."""
+    before, now = record.run.get("parallel", {}).get("zero_stage"), cfg.parallel.zero_stage
+    if before in (None, now) or not record.has_optimizer or cfg.checkpoint.no_load_optim:
+        return
+    raise UserError(
+        f"zero_stage={now}: the optimizer's state in {source} is that of zero_stage={before}, and cannot be "
+        f"read by the other's; use zero_stage: {before}, or begin with a new state: --set "
+        f"load={source.parent} --set no_load_optim=true"
+    )
+
+
 def _fill(
     state: TrainingState,
     cfg: RunConfig,
@@ -237,6 +280,8 @@ def _fill(
         state.ledger = Ledger.of_record(record.recovery)
     what = "weights and optimizer" if takes_optimizer else "weights"
     log(f"loaded {what} of {source} (iteration {record.iteration}, {record.tokens_seen:,} tokens)")
+    if takes_optimizer and (formats := _format_change(record, cfg)):
+        log(formats)
     change = PeriodChange(record.rotary_base, cfg.model.rotary_emb_base)
     log(change.describe(cfg.model.head_dim))
     state.rotary_history = list(record.rotary_history)
@@ -249,6 +294,21 @@ def _fill(
             }
         )
     state.base_files = source / BASE_FILES
+
+
+def _format_change(record: CheckpointRecord, cfg: RunConfig) -> str | None:
+    """What to say where the optimizer's states were kept in other formats than this run keeps them in."""
+    now, before = cfg.optimizer, record.run.get("optimizer", {})
+    changes = [
+        f"{key} was {shown(before.get(key, plain))} and is {shown(getattr(now, key))}"
+        for key, plain in (
+            ("exp_avg_dtype", "fp32"),
+            ("exp_avg_sq_dtype", "fp32"),
+            ("store_param_remainders", False),
+        )
+        if before.get(key, plain) != getattr(now, key)
+    ]
+    return f"optimizer states: {', '.join(changes)}; checkpoints hold float32" if changes else None
 
 
 def record_of(

@@ -36,6 +36,11 @@ def _mean_loss(
     return loss, {"loss": loss.detach().clone()}
 
 
+def _sent(few: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A few numbers of the host on the device, which is not waited for: that takes a pinned copy."""
+    return (few.pin_memory() if device.type == "cuda" else few).to(device, non_blocking=True)
+
+
 def _counted_tokens(batches: Sequence[MicroBatch], backend: Backend) -> torch.Tensor | None:
     """Tokens in the loss of an average micro-batch of all data parallel ranks; [], float32. None where every
     token is in it.
@@ -46,7 +51,8 @@ def _counted_tokens(batches: Sequence[MicroBatch], backend: Backend) -> torch.Te
     """
     if not any(batch.is_masked for batch in batches):
         return None
-    counted = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum().to(backend.device)
+    counted = torch.stack([batch.loss_mask_BS.sum() for batch in batches]).sum()
+    counted = _sent(counted, backend.device)
     dist.all_reduce(counted, group=parallel_state.get_data_parallel_group())
     return counted.clamp(min=1) / (len(batches) * backend.data_parallel_size)
 
@@ -99,16 +105,25 @@ def forward_backward(
     )
 
 
-def reduce_over_ranks(
-    loss: torch.Tensor, more: Sequence[float], backend: Backend
-) -> tuple[float, list[float]]:
-    """The mean loss of all data, and the sums of what else the ranks have to say; equal on every rank."""
-    mine = torch.tensor(more, dtype=torch.float64, device=backend.device)
-    values = torch.cat([loss.reshape(1), mine])
+def sum_over_ranks(loss: torch.Tensor, more: Sequence[float], backend: Backend) -> torch.Tensor:
+    """The sums of the ranks' losses, and of what else they say; on the device, which is not waited for."""
+    values = torch.cat([loss.reshape(1), _sent(torch.tensor(more, dtype=torch.float64), backend.device)])
     dist.all_reduce(values)
+    return values
+
+
+def read_sums(values: torch.Tensor, backend: Backend) -> tuple[float, list[float]]:
+    """The mean loss of all data, and the other sums; equal on every rank. Waits for the device."""
     mean, *sums = values.tolist()
     # Every tensor parallel rank of the last stage holds the same loss.
     return mean / (backend.data_parallel_size * backend.tensor_parallel_size), sums
+
+
+def reduce_over_ranks(
+    loss: torch.Tensor, more: Sequence[float], backend: Backend
+) -> tuple[float, list[float]]:
+    """`read_sums` of `sum_over_ranks`, where nothing is to be computed meanwhile."""
+    return read_sums(sum_over_ranks(loss, more, backend), backend)
 
 
 def set_learning_rate(state: TrainingState, cfg: RunConfig, lr: float) -> None:
@@ -128,19 +143,29 @@ def compute_gradients(
     return forward_backward(state, cfg, backend, micro_batches, forward_only=False)
 
 
-def update_weights(state: TrainingState, cfg: RunConfig, lr: float) -> float:
-    """Clips the gradient and takes one step of AdamW, which a gradient that is not finite does not reach.
-
-    Returns the gradient's global norm before clipping, equal on every rank.
+def gradient_norm(state: TrainingState) -> float:
+    """The gradient's global norm before clipping, equal on every rank. In a step nothing else waits for the
+    device: what is read after it is there.
     """
     optimizer = state.trainable.optimizer
     optimizer.prepare_grads()
-    grad_norm = float(optimizer.get_grad_norm())
+    return float(optimizer.get_grad_norm())
+
+
+def update_weights(state: TrainingState, cfg: RunConfig, lr: float, grad_norm: float | None = None) -> float:
+    """Clips the gradient and takes one step of AdamW, which a gradient that is not finite does not reach.
+
+    `grad_norm` is that of `gradient_norm`, where it was called. Returns it.
+    """
+    optimizer = state.trainable.optimizer
+    if grad_norm is None:
+        grad_norm = gradient_norm(state)
     if not math.isfinite(grad_norm):
         return grad_norm
     set_learning_rate(state, cfg, lr)
     most, parameters = cfg.optimizer.gradient_clipping, optimizer.get_parameters()
     if most > 0 and parameters:  # a rank may have no shard
-        clip_grad_by_total_norm_fp32(parameters, most, total_norm=grad_norm)
+        is_decoupled = optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+        clip_grad_by_total_norm_fp32(parameters, most, grad_norm, is_decoupled)
     optimizer.step_with_ready_grads()
     return grad_norm

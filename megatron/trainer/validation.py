@@ -31,7 +31,13 @@ def evaluate(
     state.model.eval()
     losses = {}
     for name, dataset in datasets.items():
-        micro_batches = batches(dataset, shape, backend.data_parallel_rank, start_sequence=0, num_workers=0)
+        micro_batches = batches(
+            dataset,
+            shape,
+            backend.data_parallel_rank,
+            num_workers=cfg.data.num_workers,
+            pins_memory=backend.device.type == "cuda",
+        )
         total = 0.0
         for number in range(cfg.validation.eval_iters):
             watchdog.begins(f"batch {number + 1} of the evaluation of {name}")

@@ -29,15 +29,16 @@ def train_and_note(model_yaml: Path, config: Path) -> Taken:
     import megatron.trainer.loop as loop
     from megatron.neox_arguments.loader import load_config
     from megatron.trainer.interruption import StopRequest
+    from megatron.trainer.startup import StartUp
     from train import run_training
 
     cfg, _ = load_config([model_yaml, config])
     taken: Taken = []
     read = loop.batches
 
-    def noting(dataset: Any, shape: Any, rank: int, start_sequence: int, num_workers: int) -> Iterator[Any]:
+    def noting(dataset: Any, shape: Any, rank: int, **named: Any) -> Iterator[Any]:
         steps = 0
-        for number, batch in enumerate(read(dataset, shape, rank, start_sequence, num_workers)):
+        for number, batch in enumerate(read(dataset, shape, rank, **named)):
             steps = number // shape.accumulation
             for position, tokens_S in zip(batch.sample_ids_B.tolist(), batch.tokens_BS, strict=True):
                 digest = hashlib.sha256(tokens_S.numpy().tobytes()).hexdigest()
@@ -45,7 +46,7 @@ def train_and_note(model_yaml: Path, config: Path) -> Taken:
             yield batch
 
     loop.batches = noting  # type: ignore[assignment]
-    run_training(cfg, StopRequest(), "the same command")
+    run_training(cfg, StopRequest(), "the same command", StartUp())
     return taken
 
 

@@ -15,6 +15,8 @@ import pytest
 from tests.runs import call_on_ranks
 from tests.trainer.curves import train_curve
 
+pytestmark = pytest.mark.slow
+
 SAVED_AT, AFTER = 2, 10
 TOLERANCE = 5e-5
 # 8 heads and 8 groups, so that 8 tensor parallel ranks have one each.

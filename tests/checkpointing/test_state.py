@@ -15,11 +15,15 @@ import pytest
 from tests.ranks import run_ranks
 from tests.trainer.curves import train_curve, train_curves
 
+pytestmark = pytest.mark.slow
+
 STEPS, SAVED_AT = 10, 4
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1 rank": (1, {}),
     "1 rank, bfloat16": (1, {"precision": {"precision": "bfloat16"}}),
     "DP 2": (2, {}),
+    # Small buckets: a rank's shard of each is a part of the model, and a checkpoint must have the other's.
+    "DP 2, overlapped": (2, {"parallel": {"overlap_grad_reduce": True, "reduce_bucket_size": 40_000}}),
     "DP 2, ZeRO 0": (2, {"parallel": {"zero_stage": 0}}),
     "TP 2 + SP": (2, {"parallel": {"model_parallel_size": 2}}),
     "PP 2": (2, {"parallel": {"pipe_parallel_size": 2}}),
@@ -34,6 +38,7 @@ MOVES: list[tuple[str, str, float]] = [
     ("TP 2 + SP", "1 rank", 5e-5),
     ("1 rank", "TP 2 + SP", 5e-5),
     ("PP 2", "DP 2", 5e-5),
+    ("DP 2, overlapped", "1 rank", 1e-6),
 ]
 
 Curves = dict[Any, list[dict[str, Any]]]

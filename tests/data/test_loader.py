@@ -134,3 +134,16 @@ def test_nonsense_is_refused() -> None:
         batches(Counting(4), shape(1, 1, 2), 2)
     with pytest.raises(ValueError, match="start_sequence=-1"):
         batches(Counting(4), shape(1, 1, 1), 0, start_sequence=-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_are_the_same(workers: int) -> None:
+    batch_shape = shape(micro=2, accumulation=2, data_parallel=1)
+    plain = list(batches(Counting(16), batch_shape, 0, num_workers=workers))
+    pinned = list(batches(Counting(16), batch_shape, 0, num_workers=workers, pins_memory=True))
+    for one, other in zip(plain, pinned, strict=True):
+        for name in ("tokens_BS", "labels_BS", "loss_mask_BS"):
+            assert getattr(other, name).is_pinned()
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        assert torch.equal(one.sample_ids_B, other.sample_ids_B)

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from megatron.model.attention import choose_attention
+from megatron.model.attention import AttentionShape, choose_attention
+from megatron.model.attention_kernels import Settings
 from megatron.model.norms import NeoxRMSNorm, RMSNorm
 from megatron.model.rotary import PeriodChange, inverse_frequencies
 from megatron.neox_arguments.config import RotaryScaling
@@ -82,10 +83,13 @@ def test_neox_rmsnorm_adds_eps_to_the_root() -> None:
     assert (norm(x_SBD) - llama(x_SBD)).abs().max() > 0.1, "the two forms must differ on small inputs"
 
 
+SHAPE = AttentionShape(tokens=9, sequences=2, heads=4, kv_heads=2, head_dim=16)
+
+
 def test_attention_equals_the_formula() -> None:
-    choice = choose_attention("auto", torch.device("cpu"), torch.float32, 16)
+    choice = choose_attention("auto", torch.device("cpu"), torch.float32, SHAPE)
     q_SBHD, k_TBKD, v_TBKD = torch.randn(9, 2, 4, 16), torch.randn(9, 2, 2, 16), torch.randn(9, 2, 2, 16)
-    out_SBHD = choice.kernel(q_SBHD, k_TBKD, v_TBKD, True, None, 0.0)
+    out_SBHD = choice.kernel(q_SBHD, k_TBKD, v_TBKD, Settings())
     for head in range(4):
         q_BSD, k_BTD, v_BTD = (
             x[:, :, h].transpose(0, 1) for x, h in ((q_SBHD, head), (k_TBKD, head // 2), (v_TBKD, head // 2))
@@ -97,6 +101,8 @@ def test_attention_equals_the_formula() -> None:
 
 
 def test_a_kernel_that_cannot_run_is_refused_by_name() -> None:
-    assert "no CUDA device" in choose_attention("auto", torch.device("cpu"), torch.float32, 16).describe()
+    assert "no CUDA device" in choose_attention("auto", torch.device("cpu"), torch.float32, SHAPE).describe()
     with pytest.raises(UserError, match="attention_backend=cudnn: this run computes on the CPU"):
-        choose_attention("cudnn", torch.device("cpu"), torch.float32, 16)
+        choose_attention("cudnn", torch.device("cpu"), torch.float32, SHAPE)
+    read_only = choose_attention("cudnn", torch.device("cpu"), torch.float32, SHAPE, is_trained=False)
+    assert "only read" in read_only.describe(), "a model trained with it elsewhere can be read here"

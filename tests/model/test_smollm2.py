@@ -29,7 +29,7 @@ def factorial(n: int) -> int:
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The Hugging Face folder and the checkpoint."""
-    hf, checkpoint = smollm2_folder(), tmp_path_factory.mktemp("smollm2") / "neox"
+    hf, checkpoint = smollm2_folder(tmp_path_factory), tmp_path_factory.mktemp("smollm2") / "neox"
     from megatron.checkpointing.convert import hf_to_neox
 
     hf_to_neox(hf, checkpoint, 3)

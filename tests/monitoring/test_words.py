@@ -57,6 +57,13 @@ def test_an_unknown_peak_is_said_and_the_causal_share_stands_beside_the_other() 
     assert "MFU 31.4% (29.8% causal)" in step_line(dataclasses.replace(STEP, mfu_causal=0.298), "GPU")
 
 
+def test_a_wait_for_data_is_on_the_line_where_it_is_worth_a_look() -> None:
+    """A step of STEP takes 7.75 s."""
+    assert "waits" not in step_line(dataclasses.replace(STEP, data_wait_seconds=0.07), "GPU")
+    line = step_line(dataclasses.replace(STEP, data_wait_seconds=0.25), "GPU")
+    assert line.endswith(" left | waits for data: 0.250 s a step")
+
+
 def test_a_loss_that_is_not_finite_is_shown_as_it_is() -> None:
     assert "loss nan" in step_line(dataclasses.replace(STEP, loss=math.nan), "GPU")
 

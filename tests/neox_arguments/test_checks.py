@@ -61,7 +61,24 @@ GOOD = {"num_attention_heads": "8", "num_kv_heads": "4", "num_layers": "4", "mod
         ),
         ({"checkpoint_num_layers": "2"}, "checkpoint_num_layers", "recompute: full"),
         ({"checkpoint_num_layers": "5", "recompute": "full"}, "checkpoint_num_layers", "at most 4"),
-        ({"overlap_param_gather": "true"}, "overlap_param_gather", "overlap_grad_reduce"),
+        (
+            {"overlap_param_gather": "true", "overlap_grad_reduce": "false"},
+            "overlap_param_gather",
+            "overlap_grad_reduce",
+        ),
+        ({"recompute_num_layers": "2", "recompute": "full"}, "recompute_num_layers", "set recompute_method"),
+        ({"recompute_method": "block", "recompute": "full"}, "recompute_method", "to 4 at most"),
+        ({"recompute_method": "block", "recompute_num_layers": "2"}, "recompute_method", "recompute: full"),
+        (
+            {"recompute": "full", "recompute_method": "block", "recompute_num_layers": "5"},
+            "recompute_num_layers",
+            "at most 4",
+        ),
+        ({"recompute_modules": "[layernorm]"}, "recompute_modules", "recompute: selective"),
+        ({"recompute": "auto", "recompute_modules": "[mlp]"}, "recompute_modules", "recompute: selective"),
+        ({"recompute": "selective", "recompute_modules": "[mlp, mlp_act]"}, "recompute_modules", "keep mlp"),
+        ({"exp_avg_dtype": "bf16", "zero_stage": "0"}, "exp_avg_dtype", "zero_stage: 1"),
+        ({"store_param_remainders": "true", "precision": "fp32"}, "store_param_remainders", "no copy"),
         (
             {"overlap_param_gather": "true", "overlap_grad_reduce": "true", "zero_stage": "0"},
             "overlap_param_gather",
@@ -97,6 +114,9 @@ GOOD = {"num_attention_heads": "8", "num_kv_heads": "4", "num_layers": "4", "mod
         ({"load": "s3://bucket/run"}, "load", "set save to a folder"),
         ({"load": "[s3://bucket/run]"}, "load", "must be a path"),
         ({"wandb_host": "api.wandb.ai"}, "wandb_host", "https://"),
+        ({"profile": "true"}, "profile", "set log_dir, or save"),
+        ({"profile_step_start": "12"}, "profile_step_stop", "use 14"),
+        ({"profile": "true", "save": "out", "profile_ranks": "[]"}, "profile_ranks", "[0]"),
         ({"launcher": "pdsh", "include": "n0", "exclude": "n1"}, "exclude", "include"),
         ({"launcher": "local", "include": "n0"}, "include", "launcher=local"),
         ({"launcher": "slurm", "hostfile": "h"}, "hostfile", "SLURM"),
@@ -131,6 +151,13 @@ def test_the_batch_must_fit_the_ranks(tmp_path: Path) -> None:
     assert problem.key == "train_batch_size"
     assert "3 data parallel ranks" in problem.constraint
     assert problem.remedy == "use 6 or 12"
+
+
+def test_a_trace_is_of_ranks_that_there_are(tmp_path: Path) -> None:
+    keys = {**GOOD, "profile": "true", "save": "out", "profile_ranks": "[0, 3]"}
+    assert check_world(load(small(tmp_path, **keys)), 4) == []
+    (problem,) = check_world(load(small(tmp_path, **keys)), 2)
+    assert (problem.key, problem.value, problem.remedy) == ("profile_ranks", 3, "use 0 to 1")
 
 
 def test_only_the_cut_and_the_batch_concern_the_ranks(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_two_spellings_in_one_file_must_agree(tmp_path: Path) -> None:
         ("zero-optimization: {stage: 0}", "parallel", "zero_stage", 0),
         ("zero_optimization: {overlap_comm: true}", "parallel", "overlap_param_gather", True),
         ("zero_optimization: {overlap_comm: true}", "parallel", "overlap_grad_reduce", True),
+        ("te_columnparallel: true", "acceleration", "transformer_impl", "transformer_engine"),
+        ("te_rowparallel: false", "acceleration", "transformer_impl", "local"),
         ("optimizer: {type: AdamW}", "optimizer", "optimizer_type", "adamw"),
         ("optimizer: {params: {betas: [0.8, 0.9]}}", "optimizer", "adam_beta1", 0.8),
         ("optimizer: {params: {betas: [0.8, 0.9]}}", "optimizer", "adam_beta2", 0.9),
@@ -296,3 +298,21 @@ def test_weights_of_validation_sets_are_told_to_be_idle(tmp_path: Path) -> None:
         "valid_data_weights=[1.0, 3.0] has no effect here: each set is evaluated by itself"
     )
     assert load_config([path], ["valid_data_weights=[1, 0]"], check_files=False)[1][1:] == []
+
+
+@pytest.mark.parametrize(
+    ("written_as", "key", "says"),
+    [
+        # One kind of TransformerEngine's layers without the other.
+        ("te_columnparallel: true\nte_rowparallel: false", "te_rowparallel", "contradicts te_columnparallel"),
+        ("te_mha: true", "te_mha", "attention_backend chooses the kernel"),
+        ("te_layernorm_mlp: true", "te_layernorm_mlp", "te_columnparallel and te_rowparallel to true"),
+        ("te_fp8_margin: 2", "fp8_margin", "has no meaning without fp8_format"),
+    ],
+)
+def test_transformer_engine_as_gpt_neox_asks_for_it(
+    tmp_path: Path, written_as: str, key: str, says: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(small(tmp_path), written(tmp_path, "more.yml", written_as))
+    assert any(f"{key}=" in line and says in line for line in str(refused.value).splitlines()), refused.value

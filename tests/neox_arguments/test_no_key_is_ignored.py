@@ -14,6 +14,8 @@ from .files import ROOT
 
 # Keys that do their work inside the room, or are read under a name that is put together.
 HERE = {
+    "overlap_grad_reduce": "read through overlaps",
+    "overlap_param_gather": "read through overlaps",
     "attention_type": "checked against num_kv_heads",
     "fp32_allreduce": "must agree with grad_accum_dtype, which is used",
     "optimizer_type": "both names are one optimizer",

@@ -142,9 +142,9 @@ def test_two_ranks_measure_what_one_does(checkpoint: tuple[Path, Path], tmp_path
 
 
 def test_padding_and_batches_change_nothing() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
 
-    def logits_of(tokens_BS: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+    def logits_of(tokens_BS: torch.Tensor) -> torch.Tensor:
         """Each row depends on all tokens before it, and on nothing after."""
         sums_BS = tokens_BS.cumsum(1)
         return torch.sin(sums_BS[..., None] * torch.arange(1.0, 12.0))

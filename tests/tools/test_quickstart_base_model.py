@@ -14,6 +14,7 @@ import pytest
 
 from megatron.neox_arguments.errors import UserError
 from megatron.tokenizer import build_tokenizer as build_ours
+from tests.smollm2 import smollm2_folder
 from tools.quickstart_parts import base_model
 from tools.quickstart_parts.base_model import build_tokenizer, find_gguf, read_fields, write_base_model
 
@@ -90,15 +91,17 @@ def test_another_kind_of_tokenizer_is_refused(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_folder_holds_the_weights_and_a_tokenizer(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_the_folder_holds_the_weights_and_a_tokenizer(
+    fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     import gguf
     import torch
     from safetensors.torch import load_file
 
-    output = tmp_path / "base-hf"
-    assert write_base_model(find_gguf(), output) == 134_515_008
-    assert [path.name for path in tmp_path.iterdir()] == ["base-hf"]
+    output = smollm2_folder(tmp_path_factory)
+    assert not list(output.parent.glob(".*.unfinished"))
     weights = load_file(output / "model.safetensors")
+    assert sum(tensor.numel() for tensor in weights.values()) == 134_515_008
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     reader = {tensor.name: tensor for tensor in gguf.GGUFReader(find_gguf()).tensors}
     for theirs, ours in (

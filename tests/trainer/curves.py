@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 GLOBAL_BATCH, MICRO_BATCH, SEQ_LENGTH, VOCAB = 8, 2, 64, 512
 
 
-def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) -> Iterator[MicroBatch]:
+def micro_batch_size(tensor_parallel_size: int) -> int:
+    """Larger, so fewer, with tensor parallelism: on gloo a collective takes longer than a layer."""
+    return min(GLOBAL_BATCH, MICRO_BATCH * tensor_parallel_size)
+
+
+def micro_batches(
+    start: int, data_parallel_size: int, data_parallel_rank: int, size: int = MICRO_BATCH
+) -> Iterator[MicroBatch]:
     """The micro-batches of one rank from step `start` on; every layout sees the same global batches."""
     import torch
 
@@ -27,13 +34,11 @@ def micro_batches(start: int, data_parallel_size: int, data_parallel_rank: int) 
         # Few tokens and a rule between neighbours: something that 40 steps can learn.
         sequences = torch.randint(0, 32, (GLOBAL_BATCH, SEQ_LENGTH + 1), generator=generator)
         sequences[:, 1::2] = (sequences[:, 0:-1:2] + 1) % 32
-        for first in range(0, GLOBAL_BATCH, MICRO_BATCH * data_parallel_size):
-            begin = first + data_parallel_rank * MICRO_BATCH
-            mine = sequences[begin : begin + MICRO_BATCH]
+        for first in range(0, GLOBAL_BATCH, size * data_parallel_size):
+            begin = first + data_parallel_rank * size
+            mine = sequences[begin : begin + size]
             tokens, labels = mine[:, :-1].contiguous(), mine[:, 1:].contiguous()
-            yield MicroBatch(
-                tokens, labels, torch.ones(tokens.shape), torch.arange(begin, begin + MICRO_BATCH)
-            )
+            yield MicroBatch(tokens, labels, torch.ones(tokens.shape), torch.arange(begin, begin + size))
 
 
 def train_curve(
@@ -60,7 +65,8 @@ def train_curve(
     from megatron.trainer.setup import TrainingState, wrap
     from megatron.trainer.step import compute_gradients, reduce_over_ranks, update_weights
 
-    batch = {"train_micro_batch_size_per_gpu": MICRO_BATCH, "train_batch_size": GLOBAL_BATCH}
+    micro_batch = micro_batch_size(changes.get("parallel", {}).get("model_parallel_size", 1))
+    batch = {"train_micro_batch_size_per_gpu": micro_batch, "train_batch_size": GLOBAL_BATCH}
     cfg = run_config(seq_length=SEQ_LENGTH, batch=batch, **changes)
     backend = initialize(cfg.parallel, seed=1)
     give_to_megatron_core()
@@ -76,7 +82,7 @@ def train_curve(
         if copy_to is not None:
             again = record_at(cfg, backend, start)
             save_checkpoint(Path(copy_to), state.trainable, again, backend, None, [])
-    batches = micro_batches(start, backend.data_parallel_size, backend.data_parallel_rank)
+    batches = micro_batches(start, backend.data_parallel_size, backend.data_parallel_rank, micro_batch)
     losses, norms = [], []
     for step in range(start, steps):
         local = compute_gradients(state, cfg, backend, batches)
@@ -128,5 +134,5 @@ def _digest(parameters: dict[str, Any]) -> str:
 
     digest = hashlib.sha256()
     for _, parameter in sorted(parameters.items()):
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -20,11 +20,13 @@ def trained(config: str, faults: Sequence[tuple[Any, ...]]) -> int:
     from megatron.launcher.frozen import read_frozen
     from megatron.neox_arguments import UserError
     from megatron.trainer.interruption import StopRequest
+    from megatron.trainer.startup import StartUp
 
     for name, *particulars in faults:
         globals()[name](*particulars)
     try:
-        train.run_training(read_frozen(Path(config), {}), StopRequest().listen(), "python deepy.py train.py")
+        cfg, stop = read_frozen(Path(config), {}), StopRequest().listen()
+        train.run_training(cfg, stop, "python deepy.py train.py", StartUp())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -138,15 +140,15 @@ def high_loss(first: int, last: int) -> None:
     """A spike: for some steps the loss that is seen is ten times what it is."""
     loop = _module("loop")
 
-    reduce, done = loop.reduce_over_ranks, 0
+    read, done = loop.read_sums, 0
 
     def counting(*arguments: Any) -> Any:
         nonlocal done
         done += 1
-        loss, sums = reduce(*arguments)
+        loss, sums = read(*arguments)
         return (10 * loss if first <= done <= last else loss), sums
 
-    loop.reduce_over_ranks = counting
+    loop.read_sums = counting
 
 
 def left_out(*steps: int) -> None:

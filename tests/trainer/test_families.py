@@ -16,6 +16,8 @@ import pytest
 from tests.ranks import run_ranks
 from tests.trainer.curves import train_curves
 
+pytestmark = pytest.mark.slow
+
 STEPS, SAVED_AT = 6, 3
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen 2.5": {"num_layers": 2, "use_qkv_bias": True, "no_weight_tying": False},

@@ -17,6 +17,8 @@ from megatron.neox_arguments.loader import load_config
 from tests.runs import Place, call_on_ranks, history_of, latest, make_place
 from tests.trainer.injected import trained
 
+pytestmark = pytest.mark.slow
+
 STEPS = 16
 
 
@@ -68,6 +70,7 @@ def without(found: dict[int, Any], *iterations: int) -> dict[int, Any]:
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "DP 2": {},
+    "DP 2, overlapped": {"overlap_grad_reduce": True, "reduce_bucket_size": 20_000},
     "TP 2": {"model_parallel_size": 2},
     "PP 2": {"pipe_parallel_size": 2},
 }
@@ -86,6 +89,7 @@ def reference(place: Place) -> dict[str, dict[int, float | None]]:
     ("DP 2", ("bad_loss_once", 6, 1), "a fault of the moment on rank 1 only"),
     ("DP 2", ("bad_gradient_once", 6, 1), "a fault of the moment on rank 1 only"),
     ("DP 2", ("bad_sample", 45), "the data: finite weights and sample(s) 45"),
+    ("DP 2, overlapped", ("bad_sample", 45), "the data: finite weights and sample(s) 45"),
     ("TP 2", ("bad_gradient_once", 6, 1), "a fault of the moment on rank 1 only"),
     ("PP 2", ("bad_loss_once", 6, 1), "a fault of the moment on rank 1 only"),
 ])  # fmt: skip

@@ -113,6 +113,7 @@ def _load_weights(gguf_file: Path) -> tuple[Any, dict[str, Any]]:
 def _rebuild(read_config: Any, weights: dict[str, Any], vocabulary: dict[str, int]) -> Any:
     """A plain Llama with those weights: the object read from a GGUF refuses to be saved."""
     import numpy as np
+    import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     settings = read_config.to_dict()
@@ -127,8 +128,10 @@ def _rebuild(read_config: Any, weights: dict[str, Any], vocabulary: dict[str, in
         pad_token_id=None,
         dtype="float32",
     )
-    model = LlamaForCausalLM(LlamaConfig(**settings))
-    model.load_state_dict(weights, strict=True)
+    with torch.device("meta"):  # no numbers are drawn that the weights would replace
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()
     # Either a document's end or a chat turn's end stops transformers' generate().
     model.generation_config = GenerationConfig(eos_token_id=[end, vocabulary["<|im_end|>"]], pad_token_id=end)
     return model
