@@ -64,6 +64,7 @@ def _check(options: argparse.Namespace) -> list[str]:
         ("--max-new-tokens", options.max_new_tokens, options.max_new_tokens >= 1, "at least 1"),
         ("--temperature", options.temperature, options.temperature >= 0, "0 or more"),
         ("--top-p", options.top_p, 0 < options.top_p <= 1, "above 0 and at most 1"),
+        ("--seed", options.seed, -(2**63) <= options.seed < 2**63, f"of 64 bits, at most {2**63 - 1}"),
         ("--rotary-base", options.rotary_base, (options.rotary_base or 2) > 1, "above 1"),
         ("--stop", options.stop, all(options.stop), "some text"),
     ]

@@ -165,6 +165,7 @@ def test_another_rotary_base_is_said_and_changes_the_text(place: Place, greedy: 
     (["--prompt", "w5", "--top-p", "0"], "--top-p=0.0: must be above 0 and at most 1"),
     (["--prompt", "w5", "--temperature", "-1"], "--temperature=-1.0: must be 0 or more"),
     (["--prompt", "w5", "--max-new-tokens", "0"], "--max-new-tokens=0: must be at least 1"),
+    (["--prompt", "w5", "--temperature", "1", "--seed", "9" * 23], "must be of 64 bits"),
     (["--prompt", "w5", "--rotary-base", "-5"], "--rotary-base=-5.0: must be above 1"),
     (["--prompt", "w5", "--stop", ""], "--stop=['']: must be some text"),
     ([], "--prompt: is not set"),

@@ -9,6 +9,7 @@ Legend: B sequences, V ids, K likeliest of them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -67,8 +68,16 @@ def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None]
 
 
+def _scaled(logits_BV: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+    """Logits over temperature, the largest 0: at the smallest temperatures others go to minus infinity."""
+    # A temperature that is not normal (below 2e-308) may count as 0, and 0 / 0 is no number.
+    temperatures = [max(request.temperature, sys.float_info.min) for request in requests]
+    logits_BV = logits_BV.double()
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / _column(temperatures, logits_BV)
+
+
 def _draw(logits_BV: torch.Tensor, requests: Sequence[Request], numbers: Sequence[float]) -> torch.Tensor:
-    scaled_BV = logits_BV.double() / _column([request.temperature for request in requests], logits_BV)
+    scaled_BV = _scaled(logits_BV, requests)
     return _invert(scaled_BV.softmax(-1), numbers)
 
 
@@ -76,7 +85,7 @@ def _draw_among_likeliest(
     logits_BV: torch.Tensor, requests: Sequence[Request], numbers: Sequence[float]
 ) -> torch.Tensor:
     """top-k first, then top-p among what is left, as everywhere."""
-    scaled_BV = logits_BV.double() / _column([request.temperature for request in requests], logits_BV)
+    scaled_BV = _scaled(logits_BV, requests)
     ids = scaled_BV.size(1)
     top_k = [min(request.top_k or ids, ids) for request in requests]
     top_p_B1 = _column([request.top_p for request in requests], logits_BV)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that one program talks to, on however many ranks it lies.
 
-Rank 0 runs the program (a server, the harness, a prover) and calls `step` and `score`; the other ranks call
-`follow`, which does the same work beside it until rank 0 closes the session.
+Rank 0 runs the program (a server, the harness, a prover) and calls `step`, `score` and `search_beams`;
+the other ranks call `follow`, which does the same work beside it until rank 0 closes the session.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from megatron.backend import Backend
 from megatron.model import BuiltModel
 from megatron.model.reading import ModelReader
+from megatron.text_generation.beams import Beam, BeamOrder, Ends, search_beams
 from megatron.text_generation.engine import Engine
 from megatron.text_generation.ranks import Ranks
 from megatron.text_generation.requests import NewToken, Request
@@ -128,6 +129,11 @@ class ModelSession:
     def _score(self, pairs: Sequence[Pair]) -> list[Score]:
         return score(self._built, self._backend, pairs, reader=self._scorer)
 
+    def search_beams(self, order: BeamOrder, ends: Ends) -> list[Beam]:
+        """See `beams.search_beams`; on rank 0 only. It takes its own memory, and gives it back."""
+        with self._together():
+            return search_beams(self._reader, self._ranks, self._ranks.share(order), ends)
+
     def follow(self) -> None:
         """Works beside rank 0 until it closes the session; on the other ranks.
 
@@ -136,11 +142,13 @@ class ModelSession:
         """
         assert not self.is_first, "rank 0 leads"
         while True:
-            word: str | _Size | list[Pair] = self._ranks.share(None)
+            word: str | _Size | BeamOrder | list[Pair] = self._ranks.share(None)
             if word == "end":
                 return
             if isinstance(word, _Size):
                 self._open(word)
+            elif isinstance(word, BeamOrder):
+                search_beams(self._reader, self._ranks, word, None)
             elif isinstance(word, str):
                 self.engine.step()
             else:

@@ -87,6 +87,15 @@ def test_the_inverse_picks_what_has_weight(number: float, weights: list[float]) 
     assert place == 0 or cumulated[place - 1] <= number * cumulated[-1]
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 5e-324, 1e-300, 1e-30])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_smallest_temperatures_take_the_likeliest(temperature: float, top_p: float) -> None:
+    logits = torch.tensor([[1.0, 30.0, 2.0, 29.9], [-5.0, -4.0, -3e38, -4.5]])
+    asked = [request(temperature=temperature, top_p=top_p)] * 2
+    chosen = sampling.choose(logits, asked, [Random(1), Random(2)])
+    assert [each.token_id for each in chosen] == [1, 1]
+
+
 def test_greedy_and_the_likeliest() -> None:
     logits_BV = torch.tensor([[0.0, 3.0, 1.0, 3.0], [5.0, 0.0, 0.0, 0.0]])
     choices = sampling.choose(logits_BV, [request(num_logprobs=2), request()], [Random(0)] * 2)
