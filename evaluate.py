@@ -18,6 +18,7 @@ from megatron.neox_arguments.errors import ConfigError, Problem, UserError, exit
 if TYPE_CHECKING:
     from eval_tasks.runs.backends import ModelChoice
     from eval_tasks.runs.run import Asked, TaskPlan
+    from eval_tasks.runs.settings import Settings
 
 BACKENDS = ("native", "hf", "vllm", "openai")
 INSTALL = "pip install -r requirements/requirements-eval.txt"
@@ -112,7 +113,7 @@ def _task_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit", type=int, metavar="N", help="at most N items of a task, of its subjects in turn"
     )
-    group.add_argument("--k", type=int, metavar="N", help="samples of an item, for tasks ending in _maj")
+    group.add_argument("--k", type=int, metavar="N", help="samples of an item, of tasks ending in _maj")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="default: the task's, 1024")
     group.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     group.add_argument("--overwrite", action="store_true", help="begin tasks again whose settings changed")
@@ -130,6 +131,8 @@ def _range_problems(options: argparse.Namespace) -> Iterator[Problem]:
     for name in ("task", "html"):
         if getattr(options, name):
             yield Problem(f"--{name}", None, "goes with --rescore FILE", "leave it out")
+    if not -(2**63) <= options.seed < 2**63:  # torch's
+        yield Problem("--seed", options.seed, "is not of 64 bits", f"give at most {2**63 - 1}")
     if importlib.util.find_spec("lm_eval") is None:
         yield Problem("lm-eval", None, "is not installed", INSTALL)
 
@@ -138,7 +141,7 @@ def _checked(options: argparse.Namespace, ranks: int) -> tuple[Asked, ModelChoic
     """Raises:
     ConfigError: all that is wrong with the command line.
     """
-    from eval_tasks.runs.backends import ModelChoice, choice_problems, kind_of
+    from eval_tasks.runs.backends import ModelChoice, choice_problems, kind_of, output_problems
     from eval_tasks.runs.catalogue import chosen
     from eval_tasks.runs.local_data import local_files
     from eval_tasks.runs.run import Asked
@@ -166,6 +169,8 @@ def _checked(options: argparse.Namespace, ranks: int) -> tuple[Asked, ModelChoic
     )
     if options.checkpoint:
         problems += choice_problems(choice, ranks)
+        if options.output:
+            problems += output_problems(choice, options.output)
     asked = Asked(
         options.output, entries, local, options.limit, options.k, options.max_new_tokens, options.overwrite
     )
@@ -195,16 +200,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     if warning := program_warning([entry.name for entry in asked.tasks], options.unsafe_programs):
         _tell(warning)
     found = plans(asked, choice, _tell)
-    keep(asked, choice, found)
+    settings = keep(asked, choice, found, _tell)
     left = unfinished(asked, found)
     if left or ranks > 1:  # other ranks wait for this one
-        _make(asked, choice, left, ranks)
+        _make(asked, choice, left, ranks, settings)
     else:
         _tell("all samples are here")
     print(score(asked.folder, options.unsafe_programs, _tell), end="")
 
 
-def _make(asked: Asked, choice: ModelChoice, left: list[TaskPlan], ranks: int) -> None:
+def _make(asked: Asked, choice: ModelChoice, left: list[TaskPlan], ranks: int, settings: Settings) -> None:
     """Opens the model, on rank 0, and has it make what is left."""
     from eval_tasks.runs import backends
     from eval_tasks.runs.run import make_all
@@ -212,13 +217,13 @@ def _make(asked: Asked, choice: ModelChoice, left: list[TaskPlan], ranks: int) -
     if choice.backend == "native":
         with backends.native_model(choice, ranks) as model:
             assert model is not None
-            make_all(asked, left, model, _tell)
+            make_all(asked, left, model, _tell, settings)
         return
     if choice.backend == "openai":
         model = backends.open_server(choice, any(not plan.entry.is_generated for plan in left))
     else:
         model = backends.open_hf(choice) if choice.backend == "hf" else backends.open_vllm(choice)
-    make_all(asked, left, model, _tell)
+    make_all(asked, left, model, _tell, settings)
 
 
 def _follow(choice: ModelChoice, ranks: int) -> None:

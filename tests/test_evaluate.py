@@ -251,6 +251,7 @@ def test_all_mistakes_are_said_at_once_and_nothing_heavy_is_imported(tmp_path: P
     asked = [
         str(tmp_path), "--tasks", "llemma_mat,llemma_math", "--k", "0", "--limit", "-1", "--html",
         "--data", "llemma_math=absent.jsonl", "--tensor-parallel", "2", "--base-url", "http://x/v1",
+        "--seed", "9" * 23,
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", program, *asked], cwd=ROOT, capture_output=True, text=True, timeout=240
@@ -261,7 +262,7 @@ def test_all_mistakes_are_said_at_once_and_nothing_heavy_is_imported(tmp_path: P
         "--limit=-1: is less than 1", "--k=0: is less than 1", "--output: is not set",
         "did you mean llemma_math?", "absent.jsonl: no such file", "--html: goes with --rescore",
         "holds no model", "--tensor-parallel=2: goes with --backend vllm",
-        "--base-url=http://x/v1: goes with --backend openai",
+        "--base-url=http://x/v1: goes with --backend openai", f"--seed={'9' * 23}: is not of 64 bits",
     ):  # fmt: skip
         assert part in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
@@ -386,5 +387,5 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from megatron.checkpointing.convert import hf_to_neox
 
     checkpoint = tmp_path_factory.mktemp("smollm2") / "neox"
-    hf_to_neox(smollm2_folder(), checkpoint, 1)
+    hf_to_neox(smollm2_folder(tmp_path_factory), checkpoint, 1)
     return checkpoint

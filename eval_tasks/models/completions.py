@@ -21,6 +21,14 @@ from megatron.neox_arguments.errors import UserError
 REFUSALS = (400, 401, 403, 404, 405, 413, 422)
 
 
+class ServerError(Exception):
+    """A server said in words, with status 200, that something went wrong; `code` is what it calls it."""
+
+    def __init__(self, said: object, code: object) -> None:
+        super().__init__(str(said)[:300])
+        self.code = code
+
+
 class Completions(LocalCompletionsAPI):
     """`concurrent` requests are under way at a time. The key goes into the header and nowhere else.
 
@@ -62,7 +70,10 @@ class Completions(LocalCompletionsAPI):
     def _generate(self, instance: Any) -> str:
         prompt, settings = instance.args
         answer = self._ask([prompt], generate=True, gen_kwargs=copy.deepcopy(settings))
-        text = self.parse_generations(answer)[0]
+        try:
+            (text,) = self.parse_generations(answer)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
+            text = None
         if not isinstance(text, str):
             raise UserError(f"{self.base_url}: answered without a text; choose another server")
         return text
@@ -77,7 +88,7 @@ class Completions(LocalCompletionsAPI):
         try:
             ((loglikelihood, is_greedy),) = self.parse_logprobs(answer, ctxlens=[len(context)])
             return float(loglikelihood), bool(is_greedy)
-        except (KeyError, TypeError, IndexError, ValueError):
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             raise UserError(
                 f"{self.base_url}: gives no log-probabilities of a prompt (echo with logprobs), so it cannot "
                 "measure likelihood; take a server that does, or another --backend"
@@ -91,13 +102,17 @@ class Completions(LocalCompletionsAPI):
         """
         for attempt in range(self.max_retries):
             try:
-                return self.model_call(messages=messages, **options)
+                return _checked(self.model_call(messages=messages, **options))
             except http.HTTPError as error:
                 response = error.response
                 if response is not None and response.status_code in REFUSALS:
                     said = f"{response.status_code} {response.text[:300]}"
                     raise UserError(f"{self.base_url}: refuses the request ({said})") from None
                 problem: Exception = error
+            except ServerError as error:
+                if error.code in REFUSALS:
+                    raise UserError(f"{self.base_url}: refuses the request ({error.code} {error})") from None
+                problem = error
             except (http.RequestException, ValueError) as error:
                 problem = error
             time.sleep(min(10.0, 0.5 * 2**attempt))
@@ -105,3 +120,17 @@ class Completions(LocalCompletionsAPI):
             f"{self.base_url}: gives no answer ({type(problem).__name__}: {problem}); start the server and "
             "repeat the command, which goes on from here"
         )
+
+
+def _checked(answer: Any) -> Any:
+    """The answer, if it is none of an error: some servers send these with status 200.
+
+    Raises:
+        ServerError: it is one.
+    """
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not error:
+        return answer
+    if isinstance(error, dict):
+        raise ServerError(error.get("message"), error.get("code"))
+    raise ServerError(error, None)

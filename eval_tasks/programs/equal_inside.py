@@ -5,7 +5,7 @@ The answer is text of a model. sympy's own reader of Python text (`sympify`) wou
 answer could declare itself right; so it is read here by a grammar of its own: numbers, names, arithmetic,
 and the functions of sympy listed below. What this reader does not know is equal to nothing.
 
-Run in a sandbox as the program, with `comparison.json` beside it: {"answer": text, "reference": LaTeX}.
+Run in a sandbox as the program, with `comparison.json` in its folder: {"answer": text, "reference": LaTeX}.
 `verdict` holds the result: whether the two are equal, None where one of them cannot be read.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from typing import Any
 
 # Functions that occur in sympy's own printing of expressions.
@@ -28,8 +29,19 @@ _OPERATORS = {
     ast.Add: "__add__", ast.Sub: "__sub__", ast.Mult: "__mul__", ast.Div: "__truediv__", ast.Pow: "__pow__",
     ast.Mod: "__mod__",
 }  # fmt: skip
-# A power whose exponent has more digits is not formed.
+# A power with a larger exponent is not formed.
 _LARGEST_EXPONENT = 10_000
+# Numbers are compared in so many digits.
+_DIGITS = 30
+# Commands of LaTeX that a letter may follow in a formula. Minerva's normal form takes out the blank between
+# them, and sympy reads `\pii` as one name.
+_COMMANDS = sorted((
+    "pi", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu", "nu",
+    "xi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "cdot", "cdots", "times", "div", "infty",
+    "exp", "log", "lg", "ln", "sin", "cos", "tan", "csc", "sec", "cot", "arcsin", "arccos", "arctan",
+    "arccsc", "arcsec", "arccot", "sinh", "cosh", "tanh", "arsinh", "arcosh", "artanh",
+), key=len, reverse=True)  # fmt: skip
+_GLUED = re.compile(rf"\\({'|'.join(_COMMANDS)})(?=[A-Za-z])")
 
 
 class Unreadable(ValueError):
@@ -72,21 +84,23 @@ def _node(node: ast.AST) -> Any:
     raise Unreadable(type(node).__name__)
 
 
-def number(value: Any) -> float | None:
-    """The value of a real number; None for what is none."""
+def number(value: Any) -> Any:
+    """The value of a finite real number as sympy's Float, which any exponent fits; None for what is none."""
+    import sympy
+
     try:
         if value.free_symbols or not value.is_real:
             return None
-        return float(value)
+        found = sympy.N(value, _DIGITS)
     except (AttributeError, TypeError, ValueError, OverflowError):
         return None
+    return found if found.is_Number and found.is_finite else None
 
 
-def close(first: float, second: float) -> bool:
+def close(first: Any, second: Any) -> bool:
     """numpy's `isclose` in either direction, with its tolerances of 1e-5 and 1e-8, as the released scorer
-    has it."""
-    difference = abs(first - second)
-    return difference <= 1e-8 + 1e-5 * max(abs(first), abs(second))
+    has it, of two fractions or two of sympy's numbers: Python's floats end at 1.8e308."""
+    return bool(10**8 * abs(first - second) <= 1 + 1_000 * max(abs(first), abs(second)))
 
 
 def equal(answer: Any, reference: Any) -> bool:
@@ -113,26 +127,27 @@ def compared(answer: str, reference: str) -> bool | None:
     except Unreadable:
         return None
     try:
-        second = with_constants(parse_latex(reference), first)
+        second = with_constants(parse_latex(_GLUED.sub(r"\\\1 ", reference)), first)
     except Exception:  # the parser and the functions it calls raise what they like
         return None
     return equal(first, second)
 
 
 def with_constants(reference: Any, answer: Any) -> Any:
-    """The reference with pi, and i where the answer has no variable of that name, as the constants they are.
+    """The reference with pi, and e and i where the answer has no variable of that name, as constants.
 
     sympy's reader of LaTeX makes variables of them, which a program's `pi` and `I` would never equal.
     """
     import sympy
 
     constants = {sympy.Symbol("pi"): sympy.pi}
-    if sympy.Symbol("i") not in answer.free_symbols:
-        constants[sympy.Symbol("i")] = sympy.I
+    for name, constant in (("e", sympy.E), ("i", sympy.I)):
+        if sympy.Symbol(name) not in answer.free_symbols:
+            constants[sympy.Symbol(name)] = constant
     return reference.subs(constants)
 
 
-if __name__ == "__main__" and os.path.exists("/program/comparison.json"):
-    with open("/program/comparison.json", encoding="utf-8") as file:
+if __name__ == "__main__":
+    with open(os.path.join(os.path.dirname(__file__), "comparison.json"), encoding="utf-8") as file:
         question = json.load(file)
     verdict = compared(question["answer"], question["reference"])

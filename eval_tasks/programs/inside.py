@@ -62,7 +62,11 @@ def main() -> int:
         resource.setrlimit(getattr(resource, name), (soft, hard))
     os.write(descriptor, b"started\n")
 
-    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    namespace: dict[str, Any] = {
+        "__name__": "__main__",
+        "__builtins__": __builtins__,
+        "__file__": os.path.join(folder, "program.py"),
+    }
     sys.argv = ["program.py"]
     fine = _run(program, namespace)
     if settings["variable"] is not None:

@@ -329,7 +329,8 @@ def _view(folder_bytes: int, packages: list[str]) -> list[str]:
         if not any(folder == place or folder.startswith(f"{place}/") for place in seen):
             options += ["--ro-bind", folder, folder]
             seen.append(folder)
-    for device in ("null", "zero", "random", "urandom"):
+    # Not zero: shared mappings of it are memory of the kernel's, as those of no file (system_calls.py).
+    for device in ("null", "random", "urandom"):
         options += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     return options
 

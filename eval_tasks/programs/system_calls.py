@@ -5,7 +5,9 @@ No process and no thread can be made, so that limits of one process are limits o
 leave nothing behind, and `RLIMIT_AS` bounds its memory (a limit on processes alone, `RLIMIT_NPROC`, is not
 applied to root). What keeps memory outside a process (shared memory, message queues, memory files, key
 rings, extended attributes, locks of byte ranges, rules of Landlock) is refused too, as are sockets of every
-family (those of virtual machines know no network namespace), tracing, mounts and namespaces.
+family (those of virtual machines know no network namespace), tracing, mounts and namespaces. Anonymous
+memory may be mapped privately only: pages of a shared mapping belong to a file of the kernel's, and stay
+when a part of the mapping is given back.
 
 The numbers are those of Linux's tables for the two machines below; a filter for another machine is not
 guessed.
@@ -34,6 +36,8 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
     "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180),
     "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    # a pipe that holds one small page of a huge one keeps all of it, 2 MiB
+    "vmsplice": (278, 75),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     # attributes of a file in tmpfs: up to 64 KiB each, any number, which its size does not count
@@ -62,15 +66,20 @@ REFUSED_COMMANDS = {
     "F_SETPIPE_SZ": 1031,
 }  # fmt: skip
 
+MMAP = (9, 222)
+# <linux/mman.h> and <asm-generic/mman-common.h>: MAP_ANONYMOUS with MAP_SHARED (1) or MAP_SHARED_VALIDATE
+# (3), which have this bit in common, and MAP_PRIVATE (2) has not.
+_ANONYMOUS, _SHARED = 0x20, 0x01
+
 # AUDIT_ARCH_X86_64 and AUDIT_ARCH_AARCH64 of <linux/audit.h>
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
-# <linux/bpf_common.h>: load a word, jump if equal, jump if greater or equal, return
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+# <linux/bpf_common.h>: load a word, jump if equal, jump if greater or equal, combine bits, return
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 # <linux/seccomp.h>
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-# Of an argument the lower half: both machines are little-endian, and a command is an int.
-_OFFSET_OF_NUMBER, _OFFSET_OF_MACHINE, _OFFSET_OF_SECOND_ARGUMENT = 0, 4, 24
+# Of an argument the lower half: both machines are little-endian, a command is an int, no flag is beyond it.
+_OFFSET_OF_NUMBER, _OFFSET_OF_MACHINE, _OFFSET_OF_SECOND_ARGUMENT, _OFFSET_OF_FOURTH_ARGUMENT = 0, 4, 24, 40
 # The calls of x86_64's 32-bit variant have this bit.
 _X32_BIT = 0x40000000
 _EPERM = 1
@@ -103,6 +112,14 @@ def system_call_filter(machine: str | None = None) -> bytes:
     ]
     for number in numbers:
         program += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE | _EPERM)]  # type: ignore[list-item]
+    program += [
+        (_JUMP_EQUAL, 0, 5, MMAP[column]),
+        (_LOAD, 0, 0, _OFFSET_OF_FOURTH_ARGUMENT),
+        (_AND, 0, 0, _ANONYMOUS | _SHARED),
+        (_JUMP_EQUAL, 0, 1, _ANONYMOUS | _SHARED),
+        (_RETURN, 0, 0, _REFUSE | _EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
     program += [(_JUMP_EQUAL, 1, 0, FCNTL[column]), (_RETURN, 0, 0, _ALLOW)]
     program.append((_LOAD, 0, 0, _OFFSET_OF_SECOND_ARGUMENT))
     for command in REFUSED_COMMANDS.values():

@@ -10,7 +10,6 @@ unsafe_score_sympy_math.py), but for one fault of theirs: they cut every number 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -146,7 +145,7 @@ def _equal(sandbox: Sandbox, kind: str, text: str | None, reference: str) -> boo
     if kind == "number" and exact is None:
         return False  # infinite, or not a number
     if exact is not None and wanted_exact is not None:
-        return close(_float(exact), _float(wanted_exact))
+        return close(exact, wanted_exact)
     question = json.dumps({"answer": text, "reference": wanted}).encode()
     program = _COMPARISON.read_text(encoding="utf-8")
     outcome = sandbox.run(program, "verdict", {"comparison.json": question})
@@ -165,13 +164,6 @@ def _exact(text: str) -> Fraction | None:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         return None
-
-
-def _float(value: Fraction) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def _shown(value: float) -> str:

@@ -101,24 +101,44 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); choose another folder with --output"
-            ) from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._end_last_line()
-        except BlockingIOError:
+        self._descriptor = self._opened()
+        while not self._is_there():  # whoever had it has removed it
             os.close(self._descriptor)
-            raise UserError(
-                f"{path}: another process writes to it; wait for it, or choose another folder with --output"
-            ) from None
+            self._descriptor = self._opened()
+        try:
+            self._end_last_line()
         except BaseException:
             os.close(self._descriptor)
             raise
+
+    def _opened(self) -> int:
+        """A descriptor of the file, which is locked."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another folder with --output"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(
+                f"{self.path}: another process writes to it; wait for it, or choose another folder with "
+                "--output"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _is_there(self) -> bool:
+        """Whether the file that was locked is still the one of its name."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
 
     def _end_last_line(self) -> None:
         """Removes a last line that was cut short; ends one that only lacks its line end."""

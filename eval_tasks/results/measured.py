@@ -43,16 +43,20 @@ def grouped(
     return [items[name] for name in sorted(items, key=natural_order)]
 
 
+class Unfinished(UserError):
+    """The samples of a task are not all there, and what there is has no measures."""
+
+
 def samples_an_item(items: Sequence[ItemVerdicts], task: str) -> int:
     """How many samples each item has.
 
     Raises:
-        UserError: they do not have equally many; the run was not finished.
+        Unfinished: they do not have equally many; the run was not finished.
     """
     counts = sorted({len(item.verdicts) for item in items})
     if len(counts) > 1:
         few = next(item.item for item in items if len(item.verdicts) == counts[0])
-        raise UserError(
+        raise Unfinished(
             f"task={task}: item {few} has {counts[0]} samples, others up to {counts[-1]}; finish the run "
             "with the command that began it"
         )

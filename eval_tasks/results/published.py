@@ -12,6 +12,7 @@ DEEPSEEK_MATH = "Shao et al. 2024, arXiv:2402.03300"
 # Llemma, section 3 and appendix: greedy, or nucleus sampling with top-p 0.95.
 MAX_NEW_TOKENS = 1_024
 TOP_P = 0.95
+PRECISION = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def differences(
 ) -> list[str]:
     """Why a result may not stand beside the published ones; empty where it may.
 
-    `settings` is what decided the samples: `temperature`, `top_p`, `max_new_tokens`; None where nobody knows.
+    `settings` is what decided the samples: `temperature`, `top_p`, `max_new_tokens`, `precision` (None where
+    it is not known), and `local_data`, a file that the problems came from; None where nobody knows.
     """
     found = []
     if items != whole:
@@ -89,6 +91,11 @@ def differences(
         found.append(f"{samples} samples an item; published: {published}")
     if settings is None:
         return [*found, "how the samples were decoded is not recorded"]
+    if settings.get("local_data"):
+        found.append(f"problems of a local file, {settings['local_data']}")
+    precision = settings.get("precision")
+    if precision != PRECISION:
+        found.append(f"precision {precision or 'not known'}; published: {PRECISION}")
     temperature = settings.get("temperature") or 0.0
     wanted = (figures.temperature or 0.0) if samples > 1 else 0.0
     if temperature != wanted:

@@ -17,7 +17,7 @@ from eval_tasks.answers.workers import Graders
 from eval_tasks.measures.intervals import Estimate
 from eval_tasks.results import measured
 from eval_tasks.results.json_lines import encoded_line
-from eval_tasks.results.measured import ItemVerdicts
+from eval_tasks.results.measured import ItemVerdicts, Unfinished
 from eval_tasks.results.published import differences
 from eval_tasks.results.samples import (
     Sample,
@@ -67,25 +67,37 @@ def score_folder(
     Returns:
         what `results.json` holds.
 
+    A task that is not finished is named, and keeps no other from its results; what it has is measured where
+    that is possible, and called unfinished.
+
     Raises:
-        UserError: there are no samples, they are broken or incomplete, or a task is not known.
+        UserError: there are no samples, they are broken, no task has any that can be measured, or a task is
+            not known.
     """
     tasks = {name: task_named(name) for name in tasks_in(folder) if name not in left_out}
     if not tasks:
         raise UserError(f"{folder}: holds no samples_<task>.jsonl; give a folder that evaluate.py made")
     run = _run_of(folder)
     content: dict[str, Any] = {"tasks": {}, "model": run.get("model"), "settings": run.get("tasks")}
+    unmeasured: list[Unfinished] = []
     with ExitStack() as stack:
         if graders is None and any(task.rule is not None for task in tasks.values()):
             graders = stack.enter_context(Graders())
         for name, task in tasks.items():
-            settings = (run.get("tasks") or {}).get(name)
             before = Counter() if graders is None else Counter(graders.failures)
-            fields = _score_task(folder, name, task, settings, graders, judge_programs)
+            try:
+                fields = _score_task(folder, name, task, _settings_of(run, name), graders, judge_programs)
+            except Unfinished as lack:
+                unmeasured.append(lack)
+                continue
             if graders is not None:
                 fields["questions_without_answer"] = dict(graders.failures - before)
             content["tasks"][name] = fields
             tell(_summary(name, fields))
+    if not content["tasks"]:
+        raise unmeasured[0]
+    for each in unmeasured:
+        tell(f"not measured: {each}")
     _write(folder / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     write_markdown(folder / "results.md", content)
     from eval_tasks.results.plots import draw_results  # matplotlib takes a second
@@ -103,6 +115,20 @@ def _run_of(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); repair or remove it") from None
     return run if isinstance(run, dict) else {}
+
+
+def _settings_of(run: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """What decided the samples of a task, with what the model's precision was and where the problems are
+    from."""
+    settings = (run.get("tasks") or {}).get(name)
+    if settings is None:
+        return None
+    model, told = run.get("model") or {}, run.get("told") or {}
+    return {
+        **settings,
+        "precision": model.get("dtype") or told.get("precision"),
+        "local_data": (told.get("data") or {}).get(name),
+    }
 
 
 def _score_task(
@@ -138,7 +164,7 @@ def _score_task(
 
 def _need(found: list[Any], path: Path) -> None:
     if not found:
-        raise UserError(f"{path}: holds no sample; finish the run with the command that began it")
+        raise Unfinished(f"{path}: holds no sample; finish the run with the command that began it")
 
 
 def _noting(samples: Iterable[Sample], about: dict[str, tuple[int | None, str | None]]) -> Iterator[Sample]:
@@ -193,14 +219,28 @@ def _fields(
     else:
         reasons += differences(task.figures, task.items, items, samples, settings)
         comparable = "; ".join(reasons) or True
+    unfinished = _unfinished(items, samples, settings)
+    if unfinished is not None:
+        comparable = f"{unfinished}; {comparable}" if isinstance(comparable, str) else unfinished
     return {
         "title": task.title,
         "items": items,
         "samples_per_item": samples,
+        "unfinished": unfinished,
         "metrics": {name: estimate.as_fields() for name, estimate in metrics.items()},
         "published": None if task.figures is None else task.figures.as_fields(),
         "comparable": comparable,
     }
+
+
+def _unfinished(items: int, samples: int, settings: Mapping[str, Any] | None) -> str | None:
+    """`3 of 8: unfinished`, of items or else of samples of each; None where all are there or nobody knows."""
+    wanted_items, wanted_samples = ((settings or {}).get(name) for name in ("items", "k"))
+    if isinstance(wanted_items, int) and items < wanted_items:
+        return f"{items:,} of {wanted_items:,}: unfinished"
+    if isinstance(wanted_samples, int) and samples < wanted_samples:
+        return f"{samples:,} of {wanted_samples:,} samples an item: unfinished"
+    return None
 
 
 def _write_disagreements(folder: Path, name: str, items: Iterable[ItemVerdicts]) -> int:
@@ -233,4 +273,5 @@ def _summary(name: str, fields: Mapping[str, Any]) -> str:
         for metric in shown
         if metric in fields["metrics"]
     ]
-    return f"{name}: {fields['items']:,} items x {fields['samples_per_item']}: {', '.join(values)}"
+    whole = f" ({fields['unfinished']})" if fields["unfinished"] else ""
+    return f"{name}: {fields['items']:,} items x {fields['samples_per_item']}{whole}: {', '.join(values)}"

@@ -65,7 +65,8 @@ def main_metrics(fields: Mapping[str, Any]) -> list[str]:
 
 def _row(name: str, fields: Mapping[str, Any], metric: str) -> list[str]:
     value = value_words(metric, fields["metrics"][metric])
-    return [name, f"{fields['items']:,}", str(fields["samples_per_item"]), metric, value]
+    items = fields.get("unfinished") or f"{fields['items']:,}"
+    return [name, items, str(fields["samples_per_item"]), metric, value]
 
 
 def _published(tasks: Mapping[str, Any]) -> list[str]:

@@ -51,8 +51,8 @@ class Task:
 
 
 _TRUNCATED = (
-    "the released scorer cuts numbers to integers before it compares them and takes pi for a variable; here "
-    "numbers are compared as they are, and pi is a constant"
+    "the released scorer cuts numbers to integers before it compares them and takes pi, e and i for "
+    "variables; here numbers are compared as they are, and these are constants"
 )
 _TASKS = (
     Task("llemma_math", "MATH", 5_000, MATH, figures=FIGURES["math"]),

@@ -6,9 +6,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from eval_tasks.runs.sampling import Model
 from megatron.neox_arguments.errors import Problem, UserError
 
 BACKENDS = ("native", "hf", "vllm", "openai")
-# Of a file with weights this much is read at both ends to know it again; 1 MiB.
-SAMPLED_BYTES = 1 << 20
+# Of a file: size, time of its last change in nanoseconds, inode, sha256. Who it was read by knows it again.
+FileRead = Sequence[Any]
+# Files read at a time; more of them than this is said before.
+_READERS, _LARGE_BYTES = 8, 4 << 30
 # Batches in a call of an engine that lets requests come and go.
 CALLS = 4
 QUIET = {"disable_tqdm": True}
@@ -57,7 +61,9 @@ def choice_problems(choice: ModelChoice, ranks: int) -> Iterator[Problem]:
     if choice.backend == "openai":
         if not (choice.base_url or "").startswith(("http://", "https://")):
             remedy = "give the part before /completions, as in --base-url http://127.0.0.1:8000/v1"
-            yield Problem("--base-url", choice.base_url, "is no http URL, and --backend openai needs one", remedy)
+            yield Problem(
+                "--base-url", choice.base_url, "is no http URL, and --backend openai needs one", remedy
+            )
     else:
         if choice.base_url is not None:
             yield Problem("--base-url", choice.base_url, "goes with --backend openai", "leave one out")
@@ -94,17 +100,49 @@ def _folder_problems(choice: ModelChoice) -> Iterator[Problem]:
     yield Problem("CHECKPOINT", choice.checkpoint, constraint.get(found or "", nothing), remedy[found])
 
 
-def identity(choice: ModelChoice) -> dict[str, Any]:
-    """What makes results of one folder those of one model, however the folder is called."""
-    if choice.backend == "openai":
-        return {"url": choice.base_url, "name": choice.checkpoint}
+def output_problems(choice: ModelChoice, output: Path) -> Iterator[Problem]:
+    """Results inside the model's folder would be files of the model, and change it."""
+    model = None if choice.backend == "openai" else Path(choice.checkpoint).resolve()
+    for folder in (output.resolve(), *output.resolve().parents):
+        if (folder == model and (folder / "config.json").is_file()) or (folder / "checkpoint.json").is_file():
+            remedy = "choose a folder beside it"
+            yield Problem("--output", str(output), f"lies in the folder of a model, {folder}", remedy)
+            return
+
+
+def identity(
+    choice: ModelChoice, known: Mapping[str, FileRead], tell: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, FileRead]]:
+    """What makes results of one folder those of one model, however the folder is called, and which files were
+    read for it. A server's address is no part of it.
+
+    `known` are files read before, which are not read again while they are as they were.
+    """
     folder = Path(choice.checkpoint)
-    if not folder.is_dir():
-        return {"name": choice.checkpoint}
+    if choice.backend == "openai" or not folder.is_dir():
+        return {"name": choice.checkpoint}, {}
+    name = folder.resolve().name
     if choice.backend == "native":
         folder = native_folder(folder, choice.iteration)
-        return {"name": f"{folder.resolve().parent.name}/{folder.name}", "sha256": folder_digest(folder)}
-    return {"name": folder.resolve().name, "sha256": folder_digest(folder)}
+        name = f"{folder.resolve().parent.name}/{folder.name}"
+    digest, files = folder_digest(folder, known, tell)
+    return {"name": name, "sha256": digest}, files
+
+
+def precision_of(choice: ModelChoice) -> str | None:
+    """The precision that the model computes in; None where nobody here knows."""
+    if choice.dtype is not None or choice.backend == "openai" or not Path(choice.checkpoint).is_dir():
+        return choice.dtype
+    if choice.backend == "native":
+        from megatron.checkpointing.record import CheckpointRecord
+
+        return CheckpointRecord.read(native_folder(Path(choice.checkpoint), choice.iteration)).dtype
+    try:
+        config = json.loads(Path(choice.checkpoint, "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None  # who loads it says what is wrong
+    found = (config.get("dtype") or config.get("torch_dtype")) if isinstance(config, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def native_folder(checkpoint: Path, iteration: int | None) -> Path:
@@ -121,22 +159,55 @@ def native_folder(checkpoint: Path, iteration: int | None) -> Path:
     return found
 
 
-def folder_digest(folder: Path) -> str:
-    """A sha256 of a model's files: names, sizes, and of each its first and its last mebibyte."""
-    digest = hashlib.sha256()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{relative.as_posix()} {size}\n".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(SAMPLED_BYTES))
-            if size > SAMPLED_BYTES:
-                file.seek(max(SAMPLED_BYTES, size - SAMPLED_BYTES))
-                digest.update(file.read(SAMPLED_BYTES))
-    return digest.hexdigest()
+def folder_digest(
+    folder: Path, known: Mapping[str, FileRead], tell: Callable[[str], None]
+) -> tuple[str, dict[str, FileRead]]:
+    """A sha256 of a model's files, whole: of names, sizes and contents, hidden files left out.
+
+    A file is not read where `known` has one of its path, size, time of change and inode, nor where the
+    checkpoint's manifest has its sha256 and it was not changed since that was written. The second result is
+    `known` for the next time.
+
+    Raises:
+        UserError: a file cannot be read, or the manifest is damaged.
+    """
+    from megatron.checkpointing import manifest
+
+    try:
+        sealed = manifest.read(folder) or {}
+        sealed_ns = (folder / manifest.MANIFEST).stat().st_mtime_ns if sealed else 0
+        sizes: dict[str, int] = {}
+        found: dict[str, FileRead] = {}
+        open_ones: list[tuple[str, Path]] = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name == manifest.MANIFEST or any(part.startswith(".") for part in name.split("/")):
+                continue
+            status = path.stat()
+            sizes[name] = status.st_size
+            state = [status.st_size, status.st_mtime_ns, status.st_ino]
+            before = known.get(str(path.resolve()))
+            if name in sealed and status.st_mtime_ns <= sealed_ns and state[0] == sealed[name].size_bytes:
+                found[name] = [*state, sealed[name].sha256]
+            elif before is not None and list(before[:3]) == state:
+                found[name] = before
+            else:
+                found[name] = state
+                open_ones.append((name, path))
+        size_bytes = sum(sizes[name] for name, _ in open_ones)
+        if size_bytes > _LARGE_BYTES:
+            tell(f"reading {size_bytes / 1e9:.0f} GB of the model to know it again")
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="digest") as pool:
+            read = pool.map(manifest.describe, [path for _, path in open_ones])
+            for (name, _), entry in zip(open_ones, read, strict=True):
+                found[name] = [*found[name], entry.sha256]
+    except manifest.Damaged as error:
+        raise UserError(f"{folder}: {error}; take another checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
+    text = "".join(f"{name} {found[name][0]} {found[name][3]}\n" for name in sorted(found))
+    files = {str((folder / name).resolve()): entry for name, entry in found.items() if name not in sealed}
+    return hashlib.sha256(text.encode()).hexdigest(), files
 
 
 @contextlib.contextmanager
@@ -153,9 +224,7 @@ def native_model(choice: ModelChoice, ranks: int) -> Iterator[Model | None]:
 
     backend = initialize(ParallelConfig(model_parallel_size=ranks), choice.seed)
     try:
-        opened = open_model(
-            Path(choice.checkpoint), backend, iteration=choice.iteration, dtype=choice.dtype
-        )
+        opened = open_model(Path(choice.checkpoint), backend, iteration=choice.iteration, dtype=choice.dtype)
         lm = NativeLM(opened, batch_size=choice.batch_size, seed=choice.seed)
         if not lm.is_first:
             lm.follow()

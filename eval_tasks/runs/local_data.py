@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron.neox_arguments.errors import Problem, UserError
+from eval_tasks.results.json_lines import read_lines
+from eval_tasks.tasks.documents import level_of
+from megatron.neox_arguments.errors import Problem, UserError, shown
 
 # What a task calls the fields of a document (eval_tasks/tasks/documents.py).
 FIELDS = ("problem", "reference", "level", "subject", "choices")
@@ -35,35 +36,36 @@ class LocalFile:
         Raises:
             UserError: the file cannot be read, a line is no JSON object, or a row lacks a told field.
         """
-        found = []
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        found.append((number, self._row(number, line)))
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror}); give a JSONL file") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}: is not UTF-8 ({error.reason}); give a JSONL file") from None
+        lines = read_lines(self.path, may_be_cut=False)
+        found = [(number, self._row(number, row)) for number, row in lines]
         if not found:
             raise UserError(f"{self.path}: has no rows; give a file with one JSON object a line")
         return found
 
-    def _row(self, number: int, line: str) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path}:{number}: cannot be read as JSON ({error}); repair or remove the line") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{self.path}:{number}: is no JSON object; repair or remove the line")
+    def _row(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         for usual, name in self.fields.items():
             if name not in row:
                 raise UserError(
                     f"{self.path}:{number}: has no field {name}, which --data-field says is the {usual}; "
                     f"it has {', '.join(row)}"
                 )
+            if not _is_usable(usual, row[name]):
+                raise UserError(
+                    f"{self.path}:{number}: {name}={shown(row[name])}: is no {usual}, which --data-field "
+                    "says it is; repair the line, or name another field"
+                )
         # Beside the row: names may be exchanged.
         return row | {usual: row[name] for usual, name in self.fields.items()}
+
+
+def _is_usable(usual: str, value: Any) -> bool:
+    """Whether a told field holds what it is said to; problem, reference and choices are looked at by the task
+    too."""
+    if usual == "subject":
+        return isinstance(value, str) and bool(value.strip())
+    if usual == "level":  # MATH has a few of no level
+        return value in ("Level ?", "?") or level_of({"level": value}) is not None
+    return value is not None
 
 
 def local_files(
@@ -77,7 +79,9 @@ def local_files(
         if not path:
             problems.append(Problem("--data", text, "is not TASK=FILE.jsonl", "name the task and its file"))
         elif task not in tasks:
-            problems.append(Problem("--data", text, f"{task} is not among --tasks", "add it, or leave it out"))
+            problems.append(
+                Problem("--data", text, f"{task} is not among --tasks", "add it, or leave it out")
+            )
         elif not Path(path).is_file():
             problems.append(Problem("--data", text, "no such file", "give a JSONL file"))
         else:

@@ -116,25 +116,25 @@ def make_samples(
     model: Model,
     is_sampled: bool,
     tell: Callable[[str], None],
+    writer: SampleWriter,
 ) -> None:
-    """Makes and saves the samples of a task that are missing."""
+    """Makes the samples of a task that are missing, and saves them with `writer`, which has its file."""
     task = requests[0].task
     open_keys = missing(folder, task, requests)
     done, made, started, told_at = len(requests) - len(open_keys), 0, time.monotonic(), 0.0
     if done:
         tell(f"{task}: {done} of {len(requests)} samples are here")
-    with SampleWriter(folder, task) as writer:
-        for batch in batches(requests, model.requests_per_call):
-            if not any(request.key in open_keys for request in batch):
-                continue
-            for request, answer, tokens in model.answers(batch, is_sampled):
-                if request.key in open_keys:
-                    writer.append([request.sample_of(answer, tokens)])
-                    made += 1
-            seconds = time.monotonic() - started
-            if seconds - told_at >= TELL_EVERY_SECONDS or made == len(open_keys):
-                told_at = seconds
-                tell(_progress(task, done + made, len(requests), made / seconds))
+    for batch in batches(requests, model.requests_per_call):
+        if not any(request.key in open_keys for request in batch):
+            continue
+        for request, answer, tokens in model.answers(batch, is_sampled):
+            if request.key in open_keys:
+                writer.append([request.sample_of(answer, tokens)])
+                made += 1
+        seconds = time.monotonic() - started
+        if seconds - told_at >= TELL_EVERY_SECONDS or made == len(open_keys):
+            told_at = seconds
+            tell(_progress(task, done + made, len(requests), made / seconds))
 
 
 def _progress(task: str, saved: int, of: int, per_second: float) -> str:

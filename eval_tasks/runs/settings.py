@@ -6,11 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval_tasks.results.samples import samples_file, tasks_in, verdicts_file, votes_file
+from eval_tasks.results.samples import SampleWriter, samples_file, tasks_in, verdicts_file, votes_file
 from eval_tasks.runs.catalogue import TaskEntry
 from eval_tasks.runs.requests import Item
 from megatron.neox_arguments.errors import ConfigError, Problem, UserError
@@ -26,7 +27,8 @@ class Settings:
 
     The model's `name` may change where its `sha256` stays: it is a folder's, which may be moved.
 
-    Names in `told` are for readers and may differ from one start to the next.
+    Names in `told` are for readers and may differ from one start to the next. Its `data` has the local file
+    of each task that has one, also of tasks of earlier starts.
     """
 
     model: Mapping[str, Any]
@@ -67,9 +69,10 @@ def keep_settings(folder: Path, settings: Settings, overwrite: bool) -> None:
 
     Raises:
         ConfigError: the folder was made with other settings, or is not a results folder.
+        UserError: another process writes to samples that would be removed; nothing is removed then.
     """
     path = folder / FILE
-    before = _read(path) if path.is_file() else None
+    before = read_settings(folder)
     if before is None and folder.is_dir() and any(folder.iterdir()):
         remedy = "choose a new folder, or one that evaluate.py made"
         raise ConfigError([Problem("--output", str(folder), "is not empty and has no run.json", remedy)])
@@ -83,22 +86,33 @@ def keep_settings(folder: Path, settings: Settings, overwrite: bool) -> None:
                 stale.append(name)
         if changed and not overwrite:
             raise ConfigError(changed)
-        for name in dict.fromkeys(stale):
-            for file in (samples_file, verdicts_file, votes_file):
-                file(folder, name).unlink(missing_ok=True)
         if changed:
+            _remove(folder, list(dict.fromkeys(stale)))
             tasks = {name: own for name, own in tasks.items() if name not in stale}
+    data = dict(before.told.get("data") or {}) if before is not None else {}
+    data = {name: file for name, file in data.items() if name in tasks and name not in settings.tasks}
     content = {
         "format": FORMAT,
         "model": dict(settings.model),
         "tasks": {**tasks, **settings.tasks},
-        "told": dict(settings.told),
+        "told": {**settings.told, "data": {**data, **(settings.told.get("data") or {})}},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"--output={folder}: cannot be written ({error.strerror}); choose another") from None
+
+
+def _remove(folder: Path, tasks: list[str]) -> None:
+    """Removes what there is of tasks, all or, where somebody writes to one of them, nothing."""
+    with ExitStack() as stack:
+        for name in tasks:
+            if samples_file(folder, name).is_file():
+                stack.enter_context(SampleWriter(folder, name))
+        for name in tasks:
+            for file in (samples_file, verdicts_file, votes_file):
+                file(folder, name).unlink(missing_ok=True)
 
 
 def _changes(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Problem]:
@@ -130,7 +144,15 @@ def _words(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _read(path: Path) -> Settings:
+def read_settings(folder: Path) -> Settings | None:
+    """What the folder was made with; None where it has no run.json.
+
+    Raises:
+        UserError: that is broken, or of another format.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

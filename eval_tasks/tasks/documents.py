@@ -52,14 +52,20 @@ class RowError(UserError):
 
 
 def text_of(row: Row, wanted: str, *names: str) -> str:
-    """The first of the fields that holds text.
+    """The first of the fields that the row has, as text; of a reference a number is text too.
 
     Raises:
-        FieldError: none does.
+        FieldError: it has none, or that is no text: another one is not taken in its place.
     """
     for name in (wanted, *names):
-        if isinstance(row.get(name), str) and row[name].strip():
-            return str(row[name])
+        value = row.get(name)
+        if value is None:
+            continue
+        if wanted == "reference" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str) and value.strip():
+            return value
+        raise FieldError.of(row, wanted, (name,), "text")
     raise FieldError.of(row, wanted, (wanted, *names), "text")
 
 

@@ -33,6 +33,8 @@ from tests.tools.overlaps import (
     write_jsonl,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def test_set(tmp_path_factory: pytest.TempPathFactory) -> Path:

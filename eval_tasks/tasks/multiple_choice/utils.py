@@ -57,10 +57,13 @@ def _letter(row: common.Row) -> str:
     names = ("reference", "answer", "Answer")
     for name in names:
         value = row.get(name)
+        if value is None:
+            continue
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(LETTERS):
             return f"({LETTERS[value]})"
         if isinstance(value, str) and value.strip().strip("()") in tuple(LETTERS):
             return f"({value.strip().strip('()')})"
+        break  # another one is not taken in its place
     raise common.FieldError.of(row, "reference", names, "0 to 3 or A to D")
 
 

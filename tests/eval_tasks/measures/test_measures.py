@@ -132,13 +132,29 @@ def brute_force_maj(class_of: list[int | None], right: list[bool], k: int) -> fl
 ])  # fmt: skip
 def test_maj_at_k_is_the_share_of_all_choices(class_of: list[int | None], right: list[bool]) -> None:
     for k in range(1, len(class_of) + 1):
-        means = [maj_at_k(class_of, right, k, seed) for seed in range(60)]
-        wanted = brute_force_maj(class_of, right, k)
-        # 60 x 200 drawings: the standard error of the mean is below 0.5/sqrt(12,000) = 0.005.
-        assert np.mean(means) == pytest.approx(wanted, abs=0.02)
-    assert maj_at_k(class_of, right, len(class_of)) == pytest.approx(
-        brute_force_maj(class_of, right, len(class_of))
-    )
+        assert maj_at_k(class_of, right, k) == pytest.approx(brute_force_maj(class_of, right, k), abs=1e-12)
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=1, max_size=9), st.tuples(*[st.booleans()] * 4)
+)
+def test_maj_at_k_of_anything_is_the_share_of_all_choices(
+    class_of: list[int | None], right: tuple[bool, ...]
+) -> None:
+    for k in range(1, len(class_of) + 1):
+        wanted = brute_force_maj(class_of, list(right), k)
+        assert maj_at_k(class_of, right, k) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "of"), [(9, 16), (100, 256), (500, 1_100)])
+def test_maj_at_k_of_two_classes_is_the_hypergeometric_tail(right: int, of: int) -> None:
+    """Many items with the same counts have the same chance: its error does not vanish in their mean."""
+    for k in (2, 4, 7, of // 2, of - 1):
+        drawn = stats.hypergeom(of, right, k)
+        wanted = drawn.sf(k // 2) + (drawn.pmf(k // 2) / 2 if k % 2 == 0 else 0)
+        found = maj_at_k([0] * right + [1] * (of - right), [True, False], k)
+        assert found == pytest.approx(wanted, abs=1e-9)
+    assert maj_at_k([0] * right + [1] * (of - right), [True, False], 2) == pytest.approx(right / of)
 
 
 def test_maj_at_k_without_a_valid_sample_is_zero_and_at_one_is_the_mean() -> None:

@@ -28,6 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.asked: list[tuple[str | None, dict[str, Any]]] = []
         self.refusals, self.status = 0, 500
         self.scorer: Any = None
+        self.fixed: Any = None  # an answer to everything
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -38,7 +39,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.headers.get("Authorization"), body))
-        status, answer = 200, self._answer(body)
+        status, answer = 200, self._answer(body) if self.server.fixed is None else self.server.fixed
         if self.server.refusals > 0:
             self.server.refusals -= 1
             status, answer = self.server.status, {"error": {"message": "context is 4 tokens"}}
@@ -122,6 +123,29 @@ def test_a_fault_of_the_server_is_tried_again(server: Server) -> None:
     server.refusals = 99
     with pytest.raises(UserError, match=r"gives no answer .*goes on from here"):
         completions(server).generate_until([instance("say so", 1)])
+
+
+def test_an_error_with_status_200_is_tried_again_or_passed_on(server: Server) -> None:
+    server.refusals, server.status = 2, 200
+    assert completions(server).generate_until([instance("say so", 1)]) == ["so 1"]
+    server.fixed = {"error": {"message": "rate limited", "code": 429}}
+    with pytest.raises(UserError, match=r"gives no answer .*rate limited"):
+        completions(server).generate_until([instance("say so", 1)])
+    server.fixed, server.asked = {"error": {"message": "no such model", "code": 404}}, []
+    with pytest.raises(UserError, match="refuses the request .404 no such model"):
+        completions(server).generate_until([instance("say so", 1)])
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("answer", [
+    {"choices": []}, [1], {}, "x", 5, {"choices": None}, {"choices": [{"index": 0}]},
+    {"choices": [{"index": 0, "text": None}]}, {"choices": [1]},
+])  # fmt: skip
+def test_an_answer_of_another_form_is_said_in_one_line(server: Server, answer: Any) -> None:
+    server.fixed = answer
+    with pytest.raises(UserError, match="answered without a text") as caught:
+        completions(server).generate_until([instance("say so", 1)])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_refusal_is_passed_on_at_once(server: Server) -> None:

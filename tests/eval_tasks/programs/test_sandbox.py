@@ -35,6 +35,16 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
     return "the-secret-of-this-test"
 
 
+def test_mappings_of_files_and_private_memory_work(box: Sandbox) -> None:
+    outcome = box.run(
+        "import mmap\nown = mmap.mmap(-1, 1 << 16, mmap.MAP_PRIVATE)\nown[5] = 7\n"
+        "with open('/tmp/x', 'w+b') as file:\n    file.write(bytes(8192))\n    file.flush()\n"
+        "    shared = mmap.mmap(file.fileno(), 8192)\n    shared[0] = 65\n"
+        "print(own[5], open('/tmp/x').read(1))"
+    )
+    assert (outcome.output, outcome.end) == ("7 A\n", "ok"), outcome
+
+
 def test_copies_and_other_commands_of_fcntl_work(box: Sandbox) -> None:
     outcome = box.run(
         "import fcntl, os, shutil\nopen('/tmp/x', 'w').write('text')\nshutil.copy2('/tmp/x', '/tmp/y')\n"
@@ -94,7 +104,7 @@ CONTAINED = {
     ),
     "a list of 100 GB": ("x = [0] * (100 * 2**30 // 8)", "error", "MemoryError"),
     "memory bit by bit": (
-        "import mmap\nx = []\nwhile True:\n    x.append(mmap.mmap(-1, 1 << 24))",
+        "import mmap\nx = []\nwhile True:\n    x.append(mmap.mmap(-1, 1 << 24, mmap.MAP_PRIVATE))",
         "error",
         "allocate memory",
     ),
@@ -104,6 +114,29 @@ CONTAINED = {
         "not allowed",
     ),
     "memory beside the process": ("import os\nos.memfd_create('x')", "error", "Operation not permitted"),
+    "shared memory that is given back in part": (
+        "import mmap\nx = []\nwhile True:\n    m = mmap.mmap(-1, 200 << 20)\n"
+        "    for n in range(0, len(m), 4096):\n        m[n] = 1\n    m.resize(4096)\n    x.append(m)",
+        "error",
+        "Operation not permitted",
+    ),
+    "shared memory by the library": (
+        "import ctypes\nc = ctypes.CDLL(None, use_errno=True)\nc.mmap.restype = ctypes.c_ssize_t\n"
+        "if c.mmap(None, ctypes.c_size_t(4096), 3, 0x21, -1, ctypes.c_ssize_t(0)) == -1:\n"
+        "    raise OSError(ctypes.get_errno(), 'refused')",
+        "error",
+        "refused",
+    ),
+    "shared memory of a device": ("open('/dev/zero', 'r+b')", "error", "No such file"),
+    "pages held by a pipe": (
+        "import ctypes, os, platform\nc = ctypes.CDLL(None, use_errno=True)\n"
+        "vmsplice = {'x86_64': 278}.get(platform.machine(), 75)\npage = ctypes.create_string_buffer(4096)\n"
+        "vector = (ctypes.c_size_t * 2)(ctypes.addressof(page), 4096)\n"
+        "if c.syscall(vmsplice, os.pipe()[1], vector, 1, 0) < 0:\n"
+        "    raise OSError(ctypes.get_errno(), 'refused')",
+        "error",
+        "refused",
+    ),
     "an endless loop": ("while True:\n    pass", "cpu", ""),
     "signals ignored": (
         "import signal\nfor n in range(1, 65):\n    try:\n        signal.signal(n, signal.SIG_IGN)\n"

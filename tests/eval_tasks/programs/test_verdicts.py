@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from eval_tasks.answers.rules import MATH
 from eval_tasks.programs.equal_inside import Unreadable, close, compared, equal, expression, with_constants
 from eval_tasks.programs.pool import in_parallel
-from eval_tasks.programs.sandbox import Limits, Sandbox
+from eval_tasks.programs.sandbox import Limits, Sandbox, open_sandbox
 from eval_tasks.programs.verdicts import (
     GSM8K_PYTHON,
     MATH_PYTHON,
@@ -92,11 +92,34 @@ def test_gsm8k(box: Sandbox, generation: str, reference: str, answer: str | None
         ("answer = True", "1", True),
         ("import numpy\nanswer = numpy.int64(7)", "7", True),
         ("class A:\n    def __str__(self): raise ValueError\nanswer = A()", "7", False),
+        # beyond Python's floats
+        ("answer = 10**400", "5", False),
+        ("answer = 10**400", "0", False),
+        ("answer = -10**400", "-\\frac{3}{7}", False),
+        ("answer = 10**400", "\\sqrt{2}", False),
+        ("answer = 2**2005", "2^{2005}", True),
+        ("answer = 2**2004", "2^{2005}", False),
+        # e, and i behind a command
+        ("answer = exp(2)", "e^2", True),
+        ("answer = float(E**2)", "e^2", True),
+        ("answer = float(E**2)", "e^3", False),
+        ("answer = 1/E", "\\frac{1}{e}", True),
+        ("answer = pi*I", "\\pi i", True),
+        ("answer = 2*sqrt(3) + pi*I", "2\\sqrt{3}+\\pi i", True),
+        ("answer = 2*sqrt(3) - pi*I", "2\\sqrt{3}+\\pi i", False),
+        ("e = symbols('e')\nanswer = e**2 + e", "e^2+e", True),
     ],
 )
 def test_math(box: Sandbox, body: str, reference: str, correct: bool) -> None:
-    imports = "from sympy import *" if re.search("sqrt|symbols|Rational|I", body) else ""
+    imports = "from sympy import *" if re.search("sqrt|symbols|Rational|I|E|exp", body) else ""
     assert judged(box, MATH_PYTHON, math_generation(body, imports), reference).correct is correct
+
+
+@pytest.mark.parametrize(("answer", "correct"), [("sqrt(2)", True), ("sqrt(3)", False), ("10**400", False)])
+def test_answers_are_compared_without_isolation_too(answer: str, correct: bool) -> None:
+    unsafe = open_sandbox(Limits(cpu_seconds=60), unsafe=True)
+    generation = math_generation(f"answer = {answer}", "from sympy import sqrt")
+    assert judged(unsafe, MATH_PYTHON, generation, "\\sqrt{2}").correct is correct
 
 
 def test_a_program_that_never_ends_has_no_answer() -> None:
@@ -184,6 +207,9 @@ def test_the_reader_refuses_everything_else(text: str) -> None:
         ("25.132741228718345", "8\\pi", True),
         ("3 + 4*I", "3+4i", True),
         ("3*i", "3i", True),
+        ("2*pi*r*sin(x)", "2\\pir\\sinx", True),
+        ("sinh(x)", "\\sinhx", True),
+        ("a*cos(theta)", "a\\cdot\\cos\\theta", True),
         ("50", "50\\%", None),
         ("Eq(x, 2)", "x=2", True),
         ("[2]", "2", None),
@@ -221,6 +247,9 @@ def test_the_reader_reads_what_sympy_prints(value: Fraction) -> None:
 
 
 def test_closeness_is_that_of_numpy() -> None:
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     for first, second in [(1, 1.00001), (1, 1.00002), (0, 1e-8), (0, 2e-8), (1e20, 1e20 + 1e14), (-3, 3)]:
-        assert close(first, second) == bool(numpy.isclose(first, second) or numpy.isclose(second, first))
+        wanted = bool(numpy.isclose(first, second) or numpy.isclose(second, first))
+        assert close(Fraction(first), Fraction(second)) == wanted
+        assert close(sympy.Float(first, 30), sympy.Float(second, 30)) == wanted

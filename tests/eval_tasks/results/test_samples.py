@@ -4,9 +4,11 @@ the append under way; broken and contradicting lines are named."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +123,23 @@ def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
     SampleWriter(tmp_path, "t").close()
 
 
+def test_a_file_that_is_removed_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock, removals = tmp_path / "x.jsonl", fcntl.flock, [1]
+
+    def removed_first(descriptor: int, how: int) -> None:
+        if removals:
+            removals.pop()
+            path.unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with Appender(path) as file:
+        file.append([{"a": 1}])
+    assert path.read_text() == '{"a":1}\n'
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = samples_file(tmp_path, "t")
     with SampleWriter(tmp_path, "t") as writer:
@@ -193,6 +212,22 @@ def test_verdicts_and_votes(tmp_path: Path) -> None:
     votes = [Vote("1", "4", {"4": 3, "5": 1}, True), Vote("2", None, {}, False)]
     write_records(tmp_path / "w.jsonl", votes)
     assert list(read_votes(tmp_path / "w.jsonl").values()) == votes
+
+
+@given(st.lists(st.from_regex(r"(a|b)?[0-9]{0,3}(c[0-9]{1,2})?", fullmatch=True), max_size=6))
+def test_natural_order_is_that_of_integers(texts: list[str]) -> None:
+    def by_integers(text: str) -> list[tuple[int, object]]:
+        parts = re.split("([0-9]+)", text)
+        return [(0, int(part)) if at % 2 else (1, part) for at, part in enumerate(parts)]
+
+    assert sorted(texts, key=natural_order) == sorted(
+        sorted(texts, key=lambda text: (text,)), key=by_integers
+    )
+
+
+def test_names_of_any_number_of_digits_have_an_order() -> None:
+    small, large = "1" * 5_000, "2" * 5_000
+    assert sorted([large, small, "1" * 5_001, "3"], key=natural_order) == ["3", small, large, "1" * 5_001]
 
 
 def test_natural_order() -> None:

@@ -146,6 +146,45 @@ def test_markdown_stands_beside_the_published_figures(tmp_path: Path, graders: G
     assert "arXiv:2310.10631; Shao et al. 2024" in page
 
 
+@pytest.mark.parametrize(("settings", "why"), [
+    ({"precision": "bfloat16"}, []),
+    ({"precision": "float32"}, ["precision float32; published: bfloat16"]),
+    ({}, ["precision not known; published: bfloat16"]),
+    ({"precision": "bfloat16", "local_data": "mine.jsonl"}, ["problems of a local file, mine.jsonl"]),
+])  # fmt: skip
+def test_precision_and_local_data_are_reasons(settings: dict[str, Any], why: list[str]) -> None:
+    assert differences(FIGURES["sat"], 32, 32, 1, {"max_new_tokens": 1024, **settings}) == why
+
+
+def test_an_unfinished_task_keeps_no_other_from_its_results(tmp_path: Path, graders: Graders) -> None:
+    write(tmp_path, gsm8k_samples(6, "llemma_gsm8k", 1) + gsm8k_samples(6)[:-1])
+    run = {"model": {}, "tasks": {"llemma_gsm8k": {"items": ITEMS, "k": 1}}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    told: list[str] = []
+    content = score_folder(tmp_path, graders=graders, tell=told.append)
+    assert list(content["tasks"]) == ["llemma_gsm8k"]
+    assert content["tasks"]["llemma_gsm8k"]["unfinished"] is None
+    assert told[-1].startswith("not measured: task=llemma_gsm8k_maj: item q29 has 3 samples, others up to 4")
+    samples_file(tmp_path, "llemma_sat").touch()
+    assert list(score_folder(tmp_path, graders=graders, tell=quiet)["tasks"]) == ["llemma_gsm8k"]
+    assert "| llemma_gsm8k | 30 | 1 | accuracy |" in (tmp_path / "results.md").read_text()
+
+
+def test_what_is_measured_of_an_unfinished_task_is_called_so(tmp_path: Path, graders: Graders) -> None:
+    write(tmp_path, gsm8k_samples(6, "llemma_gsm8k", 1)[:3])
+    run = {
+        "model": {"dtype": "bfloat16"},
+        "tasks": {"llemma_gsm8k": {"items": 8, "k": 1, "max_new_tokens": 1024}},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    told: list[str] = []
+    fields = score_folder(tmp_path, graders=graders, tell=told.append)["tasks"]["llemma_gsm8k"]
+    assert fields["unfinished"] == "3 of 8: unfinished"
+    assert fields["comparable"] == "3 of 8: unfinished; 3 of 1,319 items"
+    assert told[0].startswith("llemma_gsm8k: 3 items x 1 (3 of 8: unfinished): accuracy")
+    assert "| llemma_gsm8k | 3 of 8: unfinished | 1 | accuracy |" in (tmp_path / "results.md").read_text()
+
+
 @pytest.mark.parametrize(("samples", "settings", "why"), [
     (1, {"temperature": 0.0, "max_new_tokens": 1024}, []),
     (1, {"max_new_tokens": 1024}, []),
@@ -160,6 +199,7 @@ def test_markdown_stands_beside_the_published_figures(tmp_path: Path, graders: G
 def test_what_may_stand_beside_the_published_figures(
     samples: int, settings: dict[str, Any] | None, why: list[str]
 ) -> None:
+    settings = None if settings is None else {**settings, "precision": "bfloat16"}
     assert differences(FIGURES["math"], 5_000, 5_000, samples, settings) == why
     assert differences(FIGURES["math"], 5_000, 40, samples, settings) == ["40 of 5,000 items", *why]
 
@@ -177,7 +217,11 @@ def test_the_settings_of_the_run_decide_what_is_comparable(tmp_path: Path, grade
     ]
     write(tmp_path, samples)
     decoding = {"temperature": 0.0, "max_new_tokens": 1024, "k": 1}
-    run = {"model": {"name": "m"}, "tasks": {"llemma_sat": decoding, "llemma_ocwcourses": decoding}}
+    run = {
+        "model": {"name": "m", "dtype": None},
+        "tasks": {"llemma_sat": decoding, "llemma_ocwcourses": decoding},
+        "told": {"precision": "bfloat16", "data": {"llemma_ocwcourses": "mine.jsonl"}},
+    }
     (tmp_path / "run.json").write_text(json.dumps(run))
     content = score_folder(tmp_path, graders=graders, tell=quiet)
     assert content["tasks"]["llemma_sat"]["comparable"] is True
@@ -187,8 +231,10 @@ def test_the_settings_of_the_run_decide_what_is_comparable(tmp_path: Path, grade
     assert content["tasks"]["llemma_sat"]["published"]["Llemma 7B"] == {
         "accuracy": 0.531, "maj@16": 0.781, "source": "Azerbayev et al. 2023, arXiv:2310.10631"
     }  # fmt: skip
-    assert str(content["tasks"]["llemma_ocwcourses"]["comparable"]).startswith("zero, negative numbers")
-    assert content["model"] == {"name": "m"}
+    why = str(content["tasks"]["llemma_ocwcourses"]["comparable"])
+    assert why.startswith("zero, negative numbers")
+    assert why.endswith("; problems of a local file, mine.jsonl")
+    assert content["model"] == {"name": "m", "dtype": None}
 
 
 def test_likelihoods_become_bits_per_byte(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ def test_wrong_options_are_said(data: list[str], fields: list[str], said: str, t
 
 
 @given(st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=1, max_size=4))
-def test_rows_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+def test_rows_are_read_as_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]
+) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     assert LocalFile(path).rows() == rows
@@ -63,11 +65,33 @@ def test_any_bytes_are_rows_or_an_error_with_the_place(
 
 
 def test_names_can_be_exchanged(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [{"problem": "four", "reference": "2 + 2?", "subject": "sums"}])
+    path = write_rows(
+        tmp_path / "rows.jsonl", [{"problem": "four", "reference": "2 + 2?", "subject": "sums"}]
+    )
     (row,) = LocalFile(path, {"problem": "reference", "reference": "problem"}).rows()
     assert row == {"problem": "2 + 2?", "reference": "four", "subject": "sums"}
     (row,) = LocalFile(path, {"problem": "reference", "reference": "subject", "subject": "problem"}).rows()
     assert row == {"problem": "2 + 2?", "reference": "sums", "subject": "four"}
+
+
+@pytest.mark.parametrize(("usual", "value", "is_used"), [
+    ("reference", 7, True), ("reference", None, False), ("problem", None, False), ("choices", None, False),
+    ("level", 5, True), ("level", "Level ?", True), ("level", "hard", False), ("level", [5], False),
+    ("subject", "Algebra", True), ("subject", 5, False), ("subject", " ", False),
+])  # fmt: skip
+def test_a_told_field_is_used_or_refused(usual: str, value: Any, is_used: bool, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"own": value}])
+    if is_used:
+        assert LocalFile(path, {usual: "own"}).rows() == [{"own": value, usual: value}]
+        return
+    with pytest.raises(UserError, match=rf"rows\.jsonl:1: own=.*: is no {usual}"):
+        LocalFile(path, {usual: "own"}).rows()
+
+
+def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question":"bad \\ud800 text","answer":"#### 5"}\n')
+    assert LocalFile(path).rows() == [{"question": "bad ? text", "answer": "#### 5"}]
 
 
 def test_a_told_field_must_be_there(tmp_path: Path) -> None:

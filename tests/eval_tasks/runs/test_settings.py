@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eval_tasks.results.samples import SampleWriter
 from eval_tasks.runs.settings import Settings, keep_settings
 from megatron.neox_arguments.errors import ConfigError, UserError
 
@@ -82,6 +83,29 @@ def test_overwrite_begins_changed_tasks_again(tmp_path: Path) -> None:
     kept(tmp_path, overwrite=True, model={**MODEL, "sha256": "bb"}, math=MATH)
     assert names(tmp_path) == set()
     assert json.loads((tmp_path / "run.json").read_text())["tasks"] == {"math": MATH}
+
+
+def test_samples_that_are_being_written_are_not_removed(tmp_path: Path) -> None:
+    kept(tmp_path)
+    write_samples(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    with (
+        SampleWriter(tmp_path, "sat"),
+        pytest.raises(UserError, match=r"samples_sat\.jsonl: another process writes"),
+    ):
+        kept(tmp_path, overwrite=True, math={**MATH, "k": 2}, sat={**SAT, "k": 2})
+    assert len(names(tmp_path)) == 6
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_where_the_problems_are_from_is_kept_for_each_task(tmp_path: Path) -> None:
+    def told(data: dict[str, str], **tasks: Any) -> Any:
+        keep_settings(tmp_path, Settings(MODEL, tasks, {"url": "u", "data": data}), False)
+        return json.loads((tmp_path / "run.json").read_text())["told"]
+
+    told({"math": "a.jsonl"}, math=MATH)
+    assert told({"sat": "b.jsonl"}, sat=SAT) == {"url": "u", "data": {"math": "a.jsonl", "sat": "b.jsonl"}}
+    assert told({}, math=MATH)["data"] == {"sat": "b.jsonl"}  # the hub's now, and they are the same
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

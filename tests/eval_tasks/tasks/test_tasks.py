@@ -163,6 +163,17 @@ def test_what_a_row_lacks_is_said(tmp_path: Path) -> None:
     assert item.doc["reference"] == "2"
 
 
+def test_no_other_field_is_taken_for_a_told_one(tmp_path: Path) -> None:
+    row = {"question": "?", "answer": "Tom has 3, gets 4, so 7.", "gold": 7, "text": ""}
+    (item,) = items("llemma_gsm8k", [row], tmp_path, fields={"reference": "gold"})
+    assert item.doc["reference"] == "7"
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: problem=.*: is not text"):
+        items("llemma_gsm8k", [row], tmp_path, fields={"problem": "text"})
+    choice = {"question": "?", "choices": list("abcd"), "answer": 1, "gold": "seven"}
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: reference=seven: is not 0 to 3"):
+        items("llemma_mmlu_stem", [choice], tmp_path, fields={"reference": "gold"})
+
+
 @pytest.mark.parametrize(("task", "row", "said"), [
     ("llemma_math", {"problem": 5, "solution": "2"}, "problem=5: is not text"),
     ("llemma_math", {"problem": "?", "solution": None}, "solution=null: is not text"),
