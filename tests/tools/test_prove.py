@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -158,7 +159,6 @@ def test_what_does_not_go_together(
     assert "t1 with another header" in refusal()
     (tmp_path / "theorems.jsonl").write_text(rows)
     assert "has no .lake" in refusal("--lean-repl", str(tmp_path))
-    assert "--decoding=beam" in refusal_of_native(place, tmp_path, capsys)
     assert read_proofs(tmp_path / "output" / "proofs.jsonl").keys() == {"t0", "t1"}  # nothing was lost
     prove.main(
         [*place, "--output", str(tmp_path / "output"), "--limit", "1", "--max-expansions", "7", "--overwrite"]
@@ -216,16 +216,6 @@ def test_what_met_a_time_limit_can_be_tried_again(
     assert [found[name] for name in settled] == list(settled.values())
     assert json.loads((folder / "settings.json").read_text())["check_seconds"] == 301.0
     prove.main([*command, "--check-timeout", "301"])
-
-
-def refusal_of_native(place: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    at = place.index("--tactics")
-    with pytest.raises(SystemExit):
-        prove.main([
-            *place[:at], *place[at + 2 :], "--native", str(folder), "--decoding", "beam", "--output",
-            str(folder / "o"),
-        ])  # fmt: skip
-    return capsys.readouterr().err
 
 
 def test_a_search_with_tactics_imports_no_torch() -> None:
@@ -367,10 +357,47 @@ def test_a_tree_as_a_page() -> None:
     assert read.tags == {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "pre", "code",
     "span",
                          "details", "summary", "table", "tr", "td"}  # fmt: skip
-    assert read.depth >= 1501
+    assert read.depth < 12  # 1,502 within each other no browser lays out
     assert read.text.count(evil) == 1500 + 5 + 5
     assert "4 that led nowhere" in read.text
     assert page.count('<details open class="path">') == 1502
+
+
+def test_a_wide_and_a_full_tree_nest_little() -> None:
+    tree: list[dict[str, Any]] = [{"parent": None, "outcome": "open", "cost": 0.0}]
+    opened = [0]
+    while len(tree) < 30_000:  # binary, and beside each pair one that failed
+        number = len(tree)
+        parent = opened[(len(opened) - 1) // 2]
+        outcome = "open" if number % 3 else "error"
+        tree.append({"parent": parent, "outcome": outcome, "cost": 0.0, "tactic": f"t{number}"})
+        opened += [number] if outcome == "open" else []
+    page = tree_page(line(tree=tree))
+    read = _Page()
+    read.feed(page)
+    assert read.open == []
+    assert read.depth < 30
+    shown = page.count('<span class="open">') + page.count("<tr>")
+    assert 20_000 <= shown < 30_000
+    assert f"{30_000 - shown:,} more nodes are in proofs.jsonl." in page
+
+
+def test_the_way_to_the_proof_stands_below_each_other() -> None:
+    def node(parent: int | None, tactic: str, outcome: str = "open") -> dict[str, Any]:
+        return {"parent": parent, "outcome": outcome, "cost": 0.0, "tactic": tactic}
+
+    tree = [
+        node(None, "root"),
+        node(0, "a"),
+        node(0, "b"),
+        node(1, "c"),
+        node(1, "d"),
+        node(2, "e", "proved"),
+    ]
+    read = _Page()
+    read.feed(tree_page(line(tree=tree)))
+    words = re.findall(r"\b(?:root|[a-e])\b(?= goals| proved)", read.text)
+    assert words == ["root", "a", "d", "c", "b", "e"]
 
 
 def test_a_tree_is_written_by_name(

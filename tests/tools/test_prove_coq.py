@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -23,7 +25,8 @@ from hypothesis import strategies as st
 from tests.data.corpora import shared_folder
 from tools import prove
 from tools.prove_parts import coq_text
-from tools.prove_parts.coq import CoqProver, CoqSession, find_coq
+from tools.prove_parts.confinement import find_bubblewrap
+from tools.prove_parts.coq import CoqProver, CoqSession, OutOfStep, find_coq
 from tools.prove_parts.proposers import FixedTactics
 from tools.prove_parts.provers import BadStatement, Limits, ProverDied, Theorem
 from tools.prove_parts.records import read_proofs
@@ -90,6 +93,8 @@ def test_what_has_no_end(text: str) -> None:
     'Load "x".', "BackTo 3.",
     "trivial.(* *)Show.(* *)BackTo 5", "idtac.(* *)Admitted", "idtac.(* *)Axiom bad : False",
     "idtac (* *).(* *). Admitted",
+    # What is no string, or no comment, to a Coq whose header has made words of other signs.
+    'idtac "a. Show"', 'idtac ". Admitted.', "idtac .. .", "idtac....",
 ])  # fmt: skip
 def test_sentences_that_are_no_tactic(text: str) -> None:
     with pytest.raises(ValueError):
@@ -99,7 +104,10 @@ def test_sentences_that_are_no_tactic(text: str) -> None:
 @pytest.mark.parametrize(("text", "sentence"), [
     ("lia", "lia."), ("intros x  y.", "intros x y."), ("all: lia", "all: lia."),
     ("rewrite <- H;\n  auto", "rewrite <- H; auto."),
-    ('idtac "a  b. c"', 'idtac "a  b. c".'), ("apply (admit_rule x)", "apply (admit_rule x)."),
+    ('idtac "a  b.c"', 'idtac "a  b.c".'), ('idtac(* "." *)"a  b"(* . x. *)', 'idtac "a  b" .'),
+    # To Coq "`(" is a word, and no comment begins: nothing of what it holds is sent.
+    ('idtac "x" `(* . Redirect "owned" Print nat. *)', 'idtac "x" ` .'),
+    ("apply (admit_rule x)", "apply (admit_rule x)."),
     ("exact H.admit", "exact H.admit."),
     ("[> lia | auto ]", "[> lia | auto ]."), ("assert (x := 1%nat). (* why *)", "assert (x := 1%nat)."),
     ("auto...", "auto..."), ("intros; lia.(* 1 *)", "intros; lia."), ("lia.(* 1 *)(* 2 *) (* 3 *)", "lia."),
@@ -109,7 +117,7 @@ def test_tactics(text: str, sentence: str) -> None:
     assert coq_text.one_tactic(text) == sentence
 
 
-PIECES = ["idtac", ".", "(* *)", " ", "..", "...", "\u2028", '"', "(*", "*)", "Show", "r.(f)"]
+PIECES = ["idtac", ".", "(* *)", " ", "..", "...", "\u2028", '"', "(*", "*)", "Show", "r.(f)", "`(*", '"x"']
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
@@ -120,9 +128,9 @@ def test_one_tactic_is_one_sentence_and_stays_as_it_is(text: str) -> None:
         return
     assert coq_text.sentences(sentence) == [sentence]
     assert coq_text.one_tactic(sentence) == sentence
-    # What coqtop would end a sentence at: a stop before a blank. There is the one at the end only.
-    bare = re.sub(r'"[^"]*"', '""', coq_text.without_comments(sentence))
-    assert re.findall(r"(?<!\.)(?:\.|\.{3})(?=[ \t\r\n]|$)", bare) in ([bare[-1]], ["..."])
+    # What coqtop would end a sentence at: a stop before a blank. There is the one at the end only, whatever
+    # it takes for a comment or a string.
+    assert re.findall(r"(?<!\.)(?:\.|\.{3})(?=[ \t\r\n]|$)", sentence) in ([sentence[-1]], ["..."])
 
 
 @needs_coq
@@ -134,6 +142,66 @@ def test_a_comment_behind_a_stop_harms_nobody() -> None:
     assert (line["status"], line["deaths"]) == ("proved", 0)
     assert line["proof"] == "intros; reflexivity."
     assert [node["outcome"] for node in line["tree"][1:]] == ["forbidden"] * 7 + ["proved"]
+
+
+@needs_coq
+def test_answers_stay_with_their_tactics(session: CoqSession) -> None:
+    # As if the rules of `coq_text` had missed something: two sentences, of which the first is refused.
+    assert session._top.run_foreign("idtac.", 60)[0]
+    with pytest.raises(OutOfStep):
+        session._top.run_foreign("foo. idtac.", 60)
+    assert not session.alive  # the next tactic has a new process, and its own answer
+
+
+@needs_coq
+def test_what_coq_takes_for_no_comment_costs_no_proof(tmp_path: Path) -> None:
+    wide = Theorem("wide", "Theorem wide : True /\\ True /\\ True.")
+    tricks = [
+        f'idtac "x" `(* . {text} *)' for text in ("split. split.", f'Redirect "{tmp_path}/owned" Print nat.')
+    ]
+    line = search(
+        CoqProver(find_coq(), PATIENT),
+        wide,
+        FixedTactics([*tricks, "split", "exact I"]),
+        SearchLimits(seconds=120),
+    )
+    assert (line["proved"], line["deaths"]) == (True, 0)
+    assert {node["outcome"] for node in line["tree"] if node.get("tactic") in tricks} == {"error"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_coq
+@pytest.mark.parametrize("place", ["header", "proof"])
+def test_coq_writes_in_its_own_folder_only(tmp_path: Path, place: str) -> None:
+    if find_bubblewrap()[0] is None:
+        pytest.skip(find_bubblewrap()[1])
+    written = f'Redirect "{tmp_path}/owned" Print nat.'
+    theorem = Theorem("t", "Theorem t : True.", written if place == "header" else "")
+    prover = CoqProver(find_coq(), PATIENT)
+    if place == "header":
+        with pytest.raises(BadStatement, match="Read-only|system error|owned"):
+            prover.open(theorem)
+        with pytest.raises(BadStatement):
+            prover.check(theorem, "exact I.")
+    else:
+        session = prover.open(theorem)
+        session._top.run(written, 60)
+        session.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_coq
+@pytest.mark.parametrize("header", ["Section S. Variable n : nat.", "Module M.", "Module Type T."])
+def test_a_theorem_within_a_section_is_refused_at_once(header: str) -> None:
+    inside = Theorem("t", "Theorem t : 1 = 1.", header)
+    line = search(
+        CoqProver(find_coq(), PATIENT), inside, FixedTactics(["reflexivity"]), SearchLimits(seconds=120)
+    )
+    assert (line["status"], line["expansions"]) == ("bad_statement", 0)
+    assert f"the section or module {header.split('.')[0].split()[-1]};" in line["message"]
+    ended = Theorem("t", "Theorem t : 1 = 1.", f"{header} End {header.split('.')[0].split()[-1]}.")
+    assert CoqProver(find_coq(), PATIENT).check(ended, "reflexivity.").ok
+    CoqProver(find_coq(), PATIENT).open(ended).close()
 
 
 def test_the_name_is_that_of_the_last_sentence() -> None:
@@ -230,13 +298,11 @@ def test_a_killed_search_leaves_no_prover_and_the_next_one_its_folders(tmp_path:
     with subprocess.Popen(
         [*program, "600", "--output", str(tmp_path / "o")], env=environment, stdout=subprocess.DEVNULL
     ) as search_process:
-        children = Path(f"/proc/{search_process.pid}/task")
         end = time.monotonic() + 120
         found: list[int] = []
         while not found and time.monotonic() < end and search_process.poll() is None:
             time.sleep(0.05)
-            named = " ".join(each.read_text() for each in children.glob("*/children")).split()
-            found = [int(pid) for pid in named if _runs_coq(int(pid), 1.5)]
+            found = [pid for pid in _descendants(search_process.pid) if _runs_coq(pid, 1.5)]
         search_process.kill()
         search_process.wait(60)
     assert found, "no prover was started"
@@ -256,6 +322,15 @@ def test_a_killed_search_leaves_no_prover_and_the_next_one_its_folders(tmp_path:
     assert list(temporary.iterdir()) == [kept]
 
 
+def _descendants(pid: int) -> list[int]:
+    """Its children, theirs, and so on: coqtop may run within bubblewrap."""
+    named: list[str] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            named += task.read_text().split()
+    return [each for child in named for each in (int(child), *_descendants(int(child)))]
+
+
 def _runs_coq(pid: int, cpu_seconds: float = 0.0) -> bool:
     """Whether it is a coqtop that has taken so much processor time: past its start, within a tactic."""
     try:
@@ -268,7 +343,8 @@ def _runs_coq(pid: int, cpu_seconds: float = 0.0) -> bool:
 
 @needs_coq
 def test_a_session_has_a_bound_of_processor_time() -> None:
-    session = CoqProver(find_coq(), Limits(tactic_seconds=7)).open(SWAP)
+    unconfined = dataclasses.replace(find_coq(), bubblewrap=None)
+    session = CoqProver(unconfined, Limits(tactic_seconds=7)).open(SWAP)
     try:
         session.apply(session.root, "intros n m")
         soft, _ = resource.prlimit(session.pid, resource.RLIMIT_CPU)
@@ -363,3 +439,40 @@ def test_statements_of_minif2f_by_the_portfolio(tmp_path: Path) -> None:
     proofs = read_proofs(tmp_path / "output" / "proofs.jsonl")
     assert {name for name, line in proofs.items() if line["proved"]} == PROVED
     assert all(line["rejected"] == [] for line in proofs.values())
+
+
+@needs_coq
+def test_folders_of_options_are_of_where_the_command_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theories").mkdir()
+    (tmp_path / "theories" / "A.v").write_text("Definition a := 1.\n")
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["coqc", "-R", "theories", "Lib", "theories/A.v"], check=True, timeout=120)
+    prover = CoqProver(find_coq(options=["-R theories Lib"]), PATIENT)
+    theorem = Theorem("r", "Theorem r : a = 1.", "From Lib Require Import A.")
+    prover.open(theorem).close()
+    assert prover.check(theorem, "reflexivity.").ok
+
+
+@needs_coq
+def test_it_says_where_coq_is_not_confined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only_coq = tmp_path / "bin"
+    only_coq.mkdir()
+    for name in ("coqtop", "coqc"):
+        (only_coq / name).symlink_to(shutil.which(name) or name)
+    (tmp_path / "t.jsonl").write_text(json.dumps({"name": "a", "statement": "Theorem a : True."}))
+    (tmp_path / "tactics.txt").write_text("exact I\n")
+    monkeypatch.setenv("PATH", str(only_coq))
+    find_bubblewrap.cache_clear()
+    try:
+        prove.main([
+            "search", "--prover", "coq", "--theorems", str(tmp_path / "t.jsonl"), "--tactics",
+            str(tmp_path / "tactics.txt"), "--output", str(tmp_path / "o"),
+        ])  # fmt: skip
+    finally:
+        find_bubblewrap.cache_clear()
+    assert "note: Coq is not confined: bwrap is not on PATH" in capsys.readouterr().err
+    assert read_proofs(tmp_path / "o" / "proofs.jsonl")["a"]["proved"]

@@ -228,14 +228,29 @@ def test_a_checkpoint_searches_on_one_rank_and_on_two(hf_folder: Path, tmp_path:
         "--dtype",
         "float32", "--cache-tokens", "256", "--tactic-timeout", "60",
     ]  # fmt: skip
-    done = run(tmp_path, "tools/prove.py", *options, "--workers", "2", "--output", tmp_path / "one")
+    draws = ["--decoding", "sample"]
+    done = run(tmp_path, "tools/prove.py", *options, *draws, "--workers", "2", "--output", tmp_path / "one")
     assert done.status == 0, done.err
     lines = read_proofs(tmp_path / "one" / "proofs.jsonl")
     tried = [{node["tactic"]: node["logprob"] for node in line["tree"][1:]} for line in lines.values()]
     assert tried[0] == tried[1] == tried[2]  # equal goals, equal draws, whatever was in the batch
     proposer = HFModel(hf_folder, "float32", Asking(TEMPLATE, "sample", candidates=5, tactic_tokens=4))
     check(proposer, [Candidate(*each) for each in tried[0].items()])
-    both = run_on_ranks(tmp_path, 2, lambda rank: ["tools/prove.py", *options, "--output", tmp_path / "two"])
+    both = run_on_ranks(
+        tmp_path, 2, lambda rank: ["tools/prove.py", *options, *draws, "--output", tmp_path / "two"]
+    )
     assert [done.status for done in both] == [0, 0], both[0].err + both[1].err
     cut = read_proofs(tmp_path / "two" / "proofs.jsonl")["t0"]
     assert {node["tactic"]: node["logprob"] for node in cut["tree"][1:]} == pytest.approx(tried[0], abs=1e-4)
+    both = run_on_ranks(
+        tmp_path, 2, lambda rank: ["tools/prove.py", *options, "--limit", "1", "--output", tmp_path / "beams"]
+    )
+    assert [done.status for done in both] == [0, 0], both[0].err + both[1].err
+    beams = read_proofs(tmp_path / "beams" / "proofs.jsonl")["t0"]
+    theirs = HFModel(hf_folder, "float32", Asking(TEMPLATE, "beam", candidates=5, tactic_tokens=4))
+    assert {node["tactic"]: node["logprob"] for node in beams["tree"][1:]} == pytest.approx(
+        {each.tactic: each.logprob for each in theirs.propose("w20")}, abs=1e-4
+    )
+    done = run(tmp_path, "tools/prove.py", *options, "--cache-tokens", "16", "--output", tmp_path / "small")
+    assert done.status == 2
+    assert "--cache-tokens=16: 5 beams of 4 tokens and the prompt without goals need " in done.err

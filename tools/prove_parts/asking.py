@@ -16,6 +16,8 @@ from megatron.neox_arguments.errors import UserError
 CANDIDATES = 32
 TACTIC_TOKENS = 256
 STOP = "---"
+# In beams the end is looked for in this many last tokens.
+STOP_TOKENS = 6
 PLACE = "{goals}"
 
 Decoding = Literal["beam", "sample"]

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.prove_parts.confinement import confined
 from tools.prove_parts.provers import ProverDied
 from tools.prove_parts.scratch import scratch_folder
 
@@ -40,36 +41,37 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-# Run in front of a prover: the kernel ends the prover with us, however we end. Not between fork and exec,
-# where Python is not safe if there are threads. prctl(1, SIGKILL) is PR_SET_PDEATHSIG of linux/prctl.h.
-_DIE_WITH_PARENT = """\
-import ctypes, os, sys
+# Run in front of a prover: the kernel ends the prover with us, however we end, and whatever it starts has its
+# limits. Not between fork and exec, where Python is not safe if there are threads. prctl(1, SIGKILL) is
+# PR_SET_PDEATHSIG of linux/prctl.h.
+_IN_FRONT = """\
+import ctypes, os, resource, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
+for limit, most in ((resource.RLIMIT_AS, int(sys.argv[2])), (resource.RLIMIT_FSIZE, int(sys.argv[3]))):
+    hard = resource.getrlimit(limit)[1]
+    if hard == resource.RLIM_INFINITY or most <= hard:
+        resource.setrlimit(limit, (most, most))
 try:
-    os.execvp(sys.argv[2], sys.argv[2:])
+    os.execvp(sys.argv[4], sys.argv[4:])
 except OSError as error:
-    sys.exit(f"{sys.argv[2]} cannot be started: {error}")
+    sys.exit(f"{sys.argv[4]} cannot be started: {error}")
 """
 
 
 def _start(
     command: Sequence[str], folder: Path, memory_bytes: int, **streams: int
 ) -> subprocess.Popen[bytes]:
+    front = [sys.executable, "-I", "-S", "-c", _IN_FRONT, str(os.getpid())]
+    limits = [str(memory_bytes), str(_LARGEST_FILE_BYTES)]
     try:
         process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
-            cwd=folder,
-            start_new_session=True,
-            **streams,
+            [*front, *limits, *command], cwd=folder, start_new_session=True, **streams
         )
     except OSError as error:
         raise ProverDied(f"{command[0]} cannot be started: {error}") from error
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST_FILE_BYTES, _LARGEST_FILE_BYTES))
     return process
 
 
@@ -95,16 +97,22 @@ class Conversation:
     """A process that reads sentences and ends each answer with a prompt; both of its streams come as one."""
 
     def __init__(
-        self, command: Sequence[str], prompt: re.Pattern[bytes], memory_bytes: int, output_bytes: int
+        self,
+        command: Sequence[str],
+        prompt: re.Pattern[bytes],
+        memory_bytes: int,
+        output_bytes: int,
+        bubblewrap: str | None = None,
     ) -> None:
-        """Starts it; the first answer is that to nothing (`answer`)."""
+        """Starts it, in bubblewrap where that is given; the first answer is that to nothing (`answer`)."""
         self._prompt, self._output_bytes = prompt, output_bytes
+        self._is_confined = bubblewrap is not None
         self._scratch = contextlib.ExitStack()
         folder = self._scratch.enter_context(scratch_folder())
         self._unread = bytearray()
         try:
             self._process = _start(
-                command,
+                confined(bubblewrap, command, folder),
                 folder,
                 memory_bytes,
                 stdin=subprocess.PIPE,
@@ -145,7 +153,8 @@ class Conversation:
             ProverDied: it ended by itself.
         """
         assert self._process.stdout is not None
-        _bound_cpu(self._process.pid, seconds)
+        if not self._is_confined:  # where all that it starts ends with it
+            _bound_cpu(self._process.pid, seconds)
         end, searched, descriptor = time.monotonic() + seconds, 0, self._process.stdout.fileno()
         while True:
             found = self._prompt.search(
@@ -192,16 +201,21 @@ class Finished:
 
 
 def run_bounded(
-    command: Sequence[str], folder: Path, seconds: float, memory_bytes: int, output_bytes: int
+    command: Sequence[str],
+    folder: Path,
+    seconds: float,
+    memory_bytes: int,
+    output_bytes: int,
+    bubblewrap: str | None = None,
 ) -> Finished:
-    """Runs a command in a folder; its output is cut after `output_bytes`.
+    """Runs a command in a folder, in bubblewrap where that is given; its output is cut after `output_bytes`.
 
     Raises:
         ProverDied: it cannot be started.
     """
     with tempfile.TemporaryFile() as output:
         process = _start(
-            command,
+            confined(bubblewrap, command, folder),
             folder,
             memory_bytes,
             stdin=subprocess.DEVNULL,
@@ -210,9 +224,10 @@ def run_bounded(
         )
         timed_out = False
         # Should this program be killed meanwhile, the kernel ends the other one.
-        cpu_seconds = math.ceil(seconds) + 1
-        with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(process.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+        if bubblewrap is None:
+            cpu_seconds = math.ceil(seconds) + 1
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:

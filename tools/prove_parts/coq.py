@@ -10,7 +10,9 @@ and goals on the other, each flushed before the prompt: read as one stream they 
 from __future__ import annotations
 
 import math
+import os
 import re
+import secrets
 import shlex
 import shutil
 import time
@@ -21,6 +23,7 @@ from pathlib import Path
 from megatron.neox_arguments.errors import UserError
 from tools.prove_parts import coq_text
 from tools.prove_parts.bounded_process import Conversation, NoAnswer, TooMuchOutput, run_bounded
+from tools.prove_parts.confinement import find_bubblewrap
 from tools.prove_parts.provers import BadStatement, Limits, Outcome, ProverDied, State, Theorem, Verdict
 from tools.prove_parts.scratch import scratch_folder
 
@@ -45,11 +48,13 @@ _GOAL_ID = re.compile(r" \(ID \d+\)")
 _GOALS = re.compile(r"(\d+) (?:focused )?goals?\b")
 _EXPANDS_TO = re.compile(r"^Expands to: Constant (\S+)$", re.MULTILINE)
 _AXIOM = re.compile(r"^([^\s:]+)\s*(?::\s|$)")
+_OPEN_BLOCK = re.compile(r"Last block to end has name (\S+?)\.?$", re.MULTILINE)
 # Coq's own Timeout ends a tactic where it can be interrupted; past this the process is killed.
 _GRACE_SECONDS = 5.0
 # Goals whose hypotheses are asked for; of more than these the conclusions are told apart.
 _GOALS_IN_FULL = 16
 _MODULE = "Replayed"
+_FOLDER_OPTIONS = ("-R", "-Q", "-I")
 # `Proof using` says which variables of a section a proof needs; a theorem that stands alone has none.
 _OPENING = re.compile(
     r"Proof(?:\s+using\b[\w\s'*]*?)?(?:\s+with\s+(?P<tactic>[^.]+?))?(?:\s+using\b[\w\s'*]*)?\s*\."
@@ -66,10 +71,12 @@ class CoqPrograms:
     coqtop: str
     coqc: str
     options: tuple[str, ...] = ()
+    bubblewrap: str | None = None
+    """What they run in; None: with the user's rights, and only rules about its text hold a proof back."""
 
 
 def find_coq(folder: Path | None = None, options: Sequence[str] = ()) -> CoqPrograms:
-    """Finds coqtop and coqc in a folder or on PATH.
+    """Finds coqtop and coqc in a folder or on PATH, and bubblewrap where it is.
 
     Raises:
         UserError: they are not there.
@@ -78,8 +85,16 @@ def find_coq(folder: Path | None = None, options: Sequence[str] = ()) -> CoqProg
     if None in found:
         where = "on PATH" if folder is None else f"in {folder}"
         raise UserError(f"--prover=coq: coqtop and coqc are not {where}; install Coq 8.16 or set --coq-bin")
-    words = tuple(word for option in options for word in shlex.split(option))
-    return CoqPrograms(str(found[0]), str(found[1]), words)
+    words = [word for option in options for word in shlex.split(option)]
+    for at, word in enumerate(words[:-1]):
+        if word in _FOLDER_OPTIONS:  # of where the command was typed; Coq runs in a folder of its own
+            words[at + 1] = os.path.abspath(words[at + 1])
+    return CoqPrograms(str(found[0]), str(found[1]), tuple(words), find_bubblewrap()[0])
+
+
+class OutOfStep(Exception):
+    """coqtop took a text for another number of sentences than one, and was closed: its next answers would be
+    those to earlier ones."""
 
 
 class _Coqtop:
@@ -87,7 +102,9 @@ class _Coqtop:
 
     def __init__(self, programs: CoqPrograms, limits: Limits, options: Sequence[str] = ()) -> None:
         command = [programs.coqtop, "-q", "-emacs", "-w", "none", *programs.options, *options]
-        self._conversation = Conversation(command, _PROMPT, limits.memory_bytes, limits.output_bytes)
+        self._conversation = Conversation(
+            command, _PROMPT, limits.memory_bytes, limits.output_bytes, programs.bubblewrap
+        )
         _, prompt = self._conversation.answer(limits.start_seconds)
         self.state, self.proofs = int(prompt[2]), prompt[3].decode("utf-8", "replace")
         self.close = self._conversation.close
@@ -111,6 +128,21 @@ class _Coqtop:
         before, self.state = self.state, int(prompt[2])
         self.proofs = prompt[3].decode("utf-8", "replace")
         return self.state != before, _CHATTER.sub("", text).strip()
+
+    def run_foreign(self, sentence: str, seconds: float) -> tuple[bool, str]:
+        """As `run`, for a sentence of others. Coq's lexer can be led away from ours (a header may add words
+        to it), so a question that nobody can foresee is asked next: its answer has to be the next one.
+
+        Raises:
+            OutOfStep: it is not. Also what `run` raises.
+        """
+        found = self.run(sentence, seconds)
+        word = f"step_{secrets.token_hex(8)}"
+        _, answer = self.run(f"Check {word}.", seconds)
+        if word not in answer:
+            self.close()
+            raise OutOfStep("is more than one sentence to Coq")
+        return found
 
 
 def _error_of(text: str) -> str:
@@ -143,10 +175,13 @@ class CoqSession:
             name = coq_text.stated_name(theorem.statement)
         except ValueError as error:
             raise BadStatement(str(error)) from None
-        for sentence in [*settings, *text]:
+        for number, sentence in enumerate([*settings, *text], 1):
+            seconds = max(1.0, end - time.monotonic())
+            if number == len(settings) + len(text):
+                self._check_no_block(seconds)
             try:
-                accepted, said = self._top.run(_on_one_line(sentence), max(1.0, end - time.monotonic()))
-            except TooMuchOutput as error:
+                accepted, said = self._top.run_foreign(_on_one_line(sentence), seconds)
+            except (TooMuchOutput, OutOfStep) as error:
                 raise BadStatement(f"{sentence[:80]}: {error}") from error
             if not accepted:
                 raise BadStatement(_error_of(said))
@@ -155,9 +190,18 @@ class CoqSession:
                 f"the last sentence leaves {self._top.proofs or 'nothing'} to be proved, not {name}"
             )
 
+    def _check_no_block(self, seconds: float) -> None:
+        # What is stated in a section or module has another name and, in the end, another type.
+        block = _OPEN_BLOCK.search(self._top.run("End there_is_none.", seconds)[1])
+        if block is not None:
+            raise BadStatement(
+                f"it stands within the section or module {block[1]}; a theorem has to stand at the top of "
+                "its file: end that first, and state variables as its arguments"
+            )
+
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Of the process: coqtop, or the bubblewrap it runs in."""
         return self._top.pid
 
     @property
@@ -179,7 +223,7 @@ class CoqSession:
             return self._try(state, sentence)
         except NoAnswer as error:
             return Outcome("timeout", message=str(error))
-        except TooMuchOutput as error:
+        except (TooMuchOutput, OutOfStep) as error:
             return Outcome("error", message=str(error))
 
     def _try(self, state: State, sentence: str) -> Outcome:
@@ -200,7 +244,7 @@ class CoqSession:
 
     def _timed(self, sentence: str) -> tuple[bool, str]:
         seconds = math.ceil(self._limits.tactic_seconds)
-        return self._top.run(_on_one_line(f"Timeout {seconds} {sentence}"), seconds + _GRACE_SECONDS)
+        return self._top.run_foreign(f"Timeout {seconds} {_on_one_line(sentence)}", seconds + _GRACE_SECONDS)
 
     def _go_to(self, path: tuple[str, ...]) -> bool:
         if path == self._at:
@@ -330,6 +374,7 @@ class CoqProver:
             self._limits.check_seconds,
             self._limits.memory_bytes,
             self._limits.output_bytes,
+            self._programs.bubblewrap,
         )
         if done.timed_out:
             raise NoAnswer(f"no answer in {self._limits.check_seconds:g} s")
@@ -404,4 +449,10 @@ def proof_text(proof: str) -> tuple[str, str]:
         reason = None if sentence in _HARMLESS_COMMANDS else coq_text.why_forbidden(sentence)
         if reason is not None:
             raise ValueError(f"forbidden: {sentence[:80]} {reason}")
-    return f"Proof with {ending}." if ending else "Proof.", "\n".join(found)
+    sent = []
+    for sentence in found:
+        try:
+            sent.append(coq_text.plain(sentence))
+        except ValueError as error:
+            raise ValueError(f"forbidden: {sentence[:80]} {error}") from None
+    return f"Proof with {ending}." if ending else "Proof.", "\n".join(sent)

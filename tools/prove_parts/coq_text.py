@@ -5,6 +5,10 @@ What Coq's manual (Basic notions, lexical conventions) says: comments nest, a st
 a sentence ends with a full stop before a blank or the end; bullets and braces are sentences without a stop.
 To Coq `.(` is a word of its own, even where a comment begins there. Here a stop before a comment ends the
 sentence too, as its author will have meant it; sentences go to Coq with blanks between them.
+
+Other words of Coq end in `(` too: "`(*" begins no comment, and a notation of a header may add such words. So
+a sentence of a model goes to Coq without its comments, and with no stop before a blank but the one at its
+end, not even in a string (`plain`): wherever Coq takes comments and strings to be, it ends where we say.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ _STATEMENT = re.compile(
     r"(?:Theorem|Lemma|Fact|Remark|Corollary|Proposition|Property|Example|Definition)\s+([\w']+)"
 )
 _FRAME = re.compile(r"(?:Proof(?:\s+(?:using|with)\b.*)?|Admitted|Abort)\s*\.", re.DOTALL)
+# What ends a sentence, whatever stands around it; Coq's own blanks are four of these.
+_STOP = re.compile(r"\.(?=\s)")
+_END = re.compile(r"(?<!\.)(?:\.|\.\.\.)\Z")
 # A line that a pipe takes whole, whether or not its reader reads.
 _LONGEST_TACTIC_CHARACTERS = 10_000
 
@@ -159,6 +166,22 @@ def _without_strings(text: str) -> str:
     return re.sub(r'"[^"]*"', '""', text)
 
 
+def plain(sentence: str) -> str:
+    """A sentence that may go to Coq: without comments, its text in strings as it is.
+
+    Raises:
+        ValueError: Coq might end it before its end.
+    """
+    found = without_comments(sentence).strip()
+    if _STOP.search(found):
+        raise ValueError(
+            "has a stop before a blank in its midst (in a string, or two of them): Coq might end it there"
+        )
+    if sentences(found) != [found] or not (is_structure(found) or _END.search(found)):
+        raise ValueError("is not one sentence without its comments")
+    return found
+
+
 def one_tactic(text: str) -> str:
     """A proposed tactic as one sentence, its stop added if it has none.
 
@@ -178,11 +201,9 @@ def one_tactic(text: str) -> str:
     reason = why_forbidden(found[0])
     if reason is not None:
         raise ValueError(reason)
+    sentence = plain(found[0])
     # As written, but for comments and the breaks of lines: one line is one sentence to coqtop.
-    sentence = " ".join(without_comments(found[0]).split()) if '"' not in found[0] else found[0]
-    if sentences(sentence) != [sentence]:  # it would be answered with another number of prompts than one
-        raise ValueError("is not one sentence without its comments")
-    return sentence
+    return plain(" ".join(sentence.split())) if '"' not in sentence else sentence
 
 
 def stated_name(statement: str) -> str:

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 
 from megatron.neox_arguments.errors import UserError
-from tools.prove_parts.asking import STOP, Asking
+from tools.prove_parts.asking import STOP, STOP_TOKENS, Asking
 from tools.prove_parts.proposers import Candidate, TooLong, unique_best_first
 
 # Answers whose logits are computed together: [8, S, V] in float32 is 260 MB at 256 tokens and 32,000 ids.
 _ANSWERS_TOGETHER = 8
-# The end of an answer is looked for in this many of its last tokens.
-_STOP_TOKENS = 6
 
 
 class HFModel:
@@ -114,7 +112,7 @@ class HFModel:
         """Whether the last of an answer's ids ends it."""
         if ids[-1] == self._tokenizer.eos_token_id:
             return True
-        return STOP in self._tokenizer.decode(ids[-_STOP_TOKENS:])
+        return STOP in self._tokenizer.decode(ids[-STOP_TOKENS:])
 
     def settings(self) -> Mapping[str, Any]:
         """See `Proposer.settings`."""

@@ -15,7 +15,6 @@ import contextlib
 import importlib.util
 import json
 import re
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any
 from megatron.neox_arguments.errors import UserError
 from tools.prove_parts import isabelle_text
 from tools.prove_parts.provers import BadStatement, Limits, ProverDied, Theorem, Verdict
+from tools.prove_parts.scratch import scratch_folder
 
 # The methods of DSP's checker in its order (albertqjiang/draft_sketch_prove, autoformalization/checker.py).
 HEURISTICS = (
@@ -209,11 +209,11 @@ class IsabelleChecker:
             ProverDied: there is no answer.
         """
         imports = theorem.header.strip() or IMPORTS
-        with tempfile.TemporaryDirectory(prefix="isabelle-") as folder:
+        with scratch_folder() as folder:
             for name, proof in proofs.items():
                 text = f"theory {name} imports {imports}\nbegin\n\n{theorem.statement}\n{proof}\n\nend\n"
-                Path(folder, f"{name}.thy").write_text(text, encoding="utf-8", errors="replace")
-            place = {"session_id": self._session_id(), "theories": list(proofs), "master_dir": folder}
+                (folder / f"{name}.thy").write_text(text, encoding="utf-8", errors="replace")
+            place = {"session_id": self._session_id(), "theories": list(proofs), "master_dir": str(folder)}
             # Theories wait for each other where there are more than processors.
             seconds = idle_seconds * (1 + len(proofs)) + self._limits.start_seconds + _GRACE_SECONDS
             try:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tactics from a checkpoint of this program: draws, the answers of all workers in one batch.
-
-The engine has no beam search; with `sample`, the paper's 32 candidates become 32 independent draws.
+"""Tactics from a checkpoint of this program: beam search as in the paper, one state at a time; or draws, the
+answers of all workers in one batch.
 """
 
 from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 from megatron.checkpointing.convert import write_all_but_weights
 from megatron.checkpointing.inference import OpenedModel
 from megatron.neox_arguments.errors import ConfigError, UserError
-from megatron.text_generation import ModelSession, NewToken, Request, TextStream
-from tools.prove_parts.asking import STOP, Asking
+from megatron.text_generation import BeamOrder, ModelSession, NewToken, Request, TextStream
+from tools.prove_parts.asking import STOP, STOP_TOKENS, Asking
 from tools.prove_parts.proposers import Candidate, TooLong, unique_best_first
 
 
@@ -55,16 +54,68 @@ def beginning_ids(opened: OpenedModel) -> list[int]:
 class NativeModel:
     """See `Proposer`. On rank 0 of the model's ranks; the others follow the session."""
 
-    def __init__(self, checkpoint: Path, opened: OpenedModel, session: ModelSession, asking: Asking) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        opened: OpenedModel,
+        session: ModelSession,
+        asking: Asking,
+        *,
+        cache_tokens: int,
+    ) -> None:
+        """With draws the session has an engine of `cache_tokens`; beams take no more than that.
+
+        Raises:
+            UserError: beams do not fit, whatever the goals.
+        """
         self._checkpoint, self._opened, self._session, self._asking = checkpoint, opened, session, asking
+        self._cache_tokens = cache_tokens
         self._beginning = beginning_ids(opened)
+        least = self._order(self._ids_of("")).cache_tokens
+        if asking.decoding == "beam" and least > cache_tokens:
+            raise UserError(
+                f"--cache-tokens={cache_tokens}: {asking.candidates} beams of {asking.tactic_tokens} tokens "
+                f"and the prompt without goals need {least:,}; raise it, or lower --candidates or "
+                "--tactic-tokens"
+            )
         self._lock = threading.Lock()
         self._answers: dict[int, _Answer] = {}
 
     def propose(self, goals: str) -> list[Candidate]:
         """See `Proposer.propose`."""
+        prompt_ids = self._ids_of(goals)
+        how = self._by_beams if self._asking.decoding == "beam" else self._by_draws
+        return unique_best_first(how(prompt_ids, goals))
+
+    def _ids_of(self, goals: str) -> list[int]:
+        return [*self._beginning, *self._opened.tokenizer.encode(self._asking.prompt(goals))]
+
+    def _order(self, prompt_ids: list[int]) -> BeamOrder:
+        return BeamOrder(tuple(prompt_ids), self._asking.candidates, self._asking.tactic_tokens)
+
+    def _by_beams(self, prompt_ids: list[int], goals: str) -> list[Candidate]:
+        tokenizer, order = self._opened.tokenizer, self._order(prompt_ids)
+        if order.cache_tokens > self._cache_tokens:
+            raise TooLong(
+                f"{len(prompt_ids):,} tokens and {order.beams} answers of {order.max_new_tokens} need "
+                f"{order.cache_tokens:,} places of {self._cache_tokens:,} (--cache-tokens)"
+            )
+
+        def ends(ids: Sequence[int]) -> bool:
+            return ids[-1] == tokenizer.eod_id or STOP in tokenizer.decode(ids[-STOP_TOKENS:])
+
+        with self._lock:
+            beams = self._session.search_beams(order, ends)
+        found = []
+        for beam in beams:
+            stream = TextStream(tokenizer, prompt_ids, [STOP])
+            stream.feed([token for token in beam.ids if token != tokenizer.eod_id])
+            stream.finish()
+            found.append(Candidate(stream.text, beam.score))
+        return found
+
+    def _by_draws(self, prompt_ids: list[int], goals: str) -> list[Candidate]:
         asking, tokenizer = self._asking, self._opened.tokenizer
-        prompt_ids = [*self._beginning, *tokenizer.encode(asking.prompt(goals))]
         numbers = []
         with self._lock:
             for number in range(asking.candidates):
@@ -85,9 +136,7 @@ class NativeModel:
             pass
         with self._lock:
             mine = [self._answers.pop(number) for number in numbers]
-        return unique_best_first(
-            [Candidate(answer.stream.text, answer.logprob / max(answer.tokens, 1)) for answer in mine]
-        )
+        return [Candidate(answer.stream.text, answer.logprob / max(answer.tokens, 1)) for answer in mine]
 
     def _step(self, numbers: list[int]) -> bool:
         """Whether all of these are done; if not, one step for the answers of every worker."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,12 @@ def make_prover(args: argparse.Namespace) -> MakeProver:
     """
     limits, axioms = limits_of(args), tuple(args.allow_axiom)
     if args.prover == "coq":
+        from tools.prove_parts.confinement import find_bubblewrap
         from tools.prove_parts.coq import CoqProver, find_coq
 
         programs = find_coq(args.coq_bin, args.coq_option)
+        if programs.bubblewrap is None:
+            print(f"note: Coq is not confined: {find_bubblewrap()[1]}; see docs/proving.md", file=sys.stderr)
         return lambda: CoqProver(programs, limits, axioms)
     if args.prover == "lean":
         from tools.prove_parts.lean import LeanProver, find_lean

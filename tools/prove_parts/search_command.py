@@ -87,8 +87,8 @@ def _add_proposer_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--decoding", choices=("beam", "sample"),
-        help="beam search, as in the paper, or draws (default: beam with --hf, else sample; --native has "
-        "draws only, an --endpoint needs vLLM's use_beam_search for beam)",
+        help="beam search, as in the paper, or draws (default: beam, but sample with --endpoint, where beam "
+        "needs vLLM's use_beam_search)",
     )  # fmt: skip
     group.add_argument(
         "--candidates", type=at_least(1), default=asking.CANDIDATES, metavar="N",
@@ -100,7 +100,8 @@ def _add_proposer_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--cache-tokens", type=at_least(1), default=_CACHE_TOKENS, metavar="N",
-        help=f"room of --native's KV cache; a prompt and its tactic must fit (default: {_CACHE_TOKENS})",
+        help="room of --native's KV cache; a prompt and its tactic must fit, with beams all its tactics "
+        f"(default: {_CACHE_TOKENS})",
     )  # fmt: skip
     group.add_argument("--temperature", type=float, default=1.0, help="of draws (default: 1)")
     group.add_argument("--top-p", type=float, default=1.0, help="of draws (default: 1)")
@@ -175,8 +176,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--dtype={args.dtype}: is of a model in this process; give --native or --hf, or leave it"
         )
-    if args.native is not None and args.decoding == "beam":
-        raise UserError("--decoding=beam: --native has no beam search; use sample, or --hf with an export")
     if args.tactics is not None and args.prompt is not None:
         raise UserError("--prompt: asks a model, and --tactics is none; leave one out")
     if not 0 < args.temperature < 100 or not 0 < args.top_p <= 1:
@@ -238,15 +237,19 @@ def _native(args: argparse.Namespace) -> Iterator[Proposer | None]:
     )
     try:
         opened = open_model(args.native, backend, dtype=args.dtype)
-        sequences = min(_AT_ONCE, args.candidates * args.workers)
+        asked = _asking(args, "beam")
+        draws = args.candidates * args.workers if asked.decoding == "sample" else 0
         with ModelSession(
-            opened.built, backend, max_batch_sequences=sequences, max_cache_tokens=args.cache_tokens
+            opened.built,
+            backend,
+            max_batch_sequences=min(_AT_ONCE, draws),
+            max_cache_tokens=args.cache_tokens,
         ) as session:
             if not session.is_first:
                 session.follow()
                 yield None
             else:
-                yield NativeModel(args.native, opened, session, _asking(args, "sample"))
+                yield NativeModel(args.native, opened, session, asked, cache_tokens=args.cache_tokens)
     except UserError as error:
         end_once(error)
     finally:

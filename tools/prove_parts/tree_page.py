@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _FAILED = ("error", "timeout", "forbidden", "seen")
+# What a browser opens in a second or two. A search with the paper's settings has at most 3,201.
+_MOST_NODES = 20_000
 _WORDS = {
     "open": "goals left", "done": "no goals left", "proved": "proved and replayed",
     "rejected": "refused at the replay", "error": "error", "timeout": "out of time", "forbidden": "forbidden",
@@ -18,7 +20,8 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #1d2330;
   margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 pre, code { font: 13px/1.4 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre { background: #f4f5f8; border-radius: 4px; padding: .5rem .7rem; margin: .3rem 0; }
-details { border-left: 2px solid #d5d9e2; margin: .25rem 0 .25rem .4rem; padding-left: .8rem; }
+details { border-left: 2px solid #d5d9e2; margin: .25rem 0; padding-left: .8rem; }
+.aside { margin-left: 1.6rem; }
 summary { cursor: pointer; }
 .path > summary > code { font-weight: 700; }
 .path { border-left-color: #16803c; }
@@ -79,25 +82,51 @@ def _path_to_proof(tree: Sequence[Mapping[str, Any]]) -> set[int]:
 def _nodes(
     tree: Sequence[Mapping[str, Any]], children: Mapping[int, Sequence[int]], path: set[int]
 ) -> list[str]:
-    """All nodes below the statement, without recursion: a proof may be deep. Closing tags wait their turn."""
+    """All nodes below the statement, without recursion.
+
+    Of the nodes below one, the one on the path to the proof, else the one with most below itself, goes on at
+    the same depth, behind its siblings: a proof of 3,000 steps is neither nested nor indented, and no
+    browser nests deeper than the logarithm of the number of nodes.
+    """
+    sizes = _sizes(tree)
     parts: list[str] = []
     stack: list[int | str] = [0]
+    asides: set[int] = set()
+    shown = 0
     while stack:
         item = stack.pop()
         if isinstance(item, str):
             parts.append(item)
             continue
-        parts.append(_head(tree[item], item in path))
+        if shown >= _MOST_NODES:
+            continue  # the closing tags that wait are still written
         below = children.get(item, [])
-        stack.append("</details>")
-        if failed := [number for number in below if tree[number]["outcome"] in _FAILED]:
-            stack.append(_failed(tree, failed))
-        stack += [number for number in reversed(below) if tree[number]["outcome"] not in _FAILED]
+        failed = [number for number in below if tree[number]["outcome"] in _FAILED]
+        going_on = [number for number in below if tree[number]["outcome"] not in _FAILED]
+        trunk = max(going_on, key=lambda number: (number in path, sizes[number]), default=None)
+        others = [number for number in going_on if number != trunk]
+        asides.update(others)
+        shown += 1 + len(failed)
+        parts.append(_head(tree[item], item in path, item in asides))
+        # One of several is closed around all that comes after it, the trunk's around its goals.
+        (stack if item in asides else parts).append("</details>")
+        stack += [] if trunk is None else [trunk]
+        stack += [*reversed(others), *([_failed(tree, failed)] if failed else [])]
+    if shown < len(tree):
+        parts.append(f'<p class="quiet">{len(tree) - shown:,} more nodes are in proofs.jsonl.</p>')
     return parts
 
 
-def _head(node: Mapping[str, Any], on_path: bool) -> str:
-    is_open = ' open class="path"' if on_path else ""
+def _sizes(tree: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many nodes are below each one, itself included; a parent stands before its children."""
+    sizes = [1] * len(tree)
+    for number in range(len(tree) - 1, 0, -1):
+        sizes[tree[number]["parent"]] += sizes[number]
+    return sizes
+
+
+def _head(node: Mapping[str, Any], on_path: bool, is_aside: bool) -> str:
+    is_open = ' open class="path"' if on_path else ' class="aside"' if is_aside else ""
     tactic = node.get("tactic", "the statement")
     rank = f", expanded as number {node['expanded'] + 1}" if "expanded" in node else ""
     parts = [
@@ -119,7 +148,7 @@ def _failed(tree: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> str:
         for number in numbers
     )
     head = f'<summary class="quiet">{len(numbers)} that led nowhere</summary>'
-    return f"<details>{head}<table>{rows}</table></details>"
+    return f'<details class="aside">{head}<table>{rows}</table></details>'
 
 
 def _word(node: Mapping[str, Any]) -> str:
