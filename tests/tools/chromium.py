@@ -108,9 +108,14 @@ class Page:
 
     def open(self, path: Path, fragment: str = "") -> None:
         """Opens a file of this machine, and waits until it is loaded."""
-        self.call("Page.navigate", url="about:blank")
+        self.leave()
         self.call("Page.navigate", url=f"{path.resolve().as_uri()}{fragment}")
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def leave(self) -> None:
+        """Leaves the page, which from here on asks for nothing, and waits until it is left."""
+        self.call("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank'")
 
     def run(self, script: str) -> Any:
         """The value of an expression; a promise is waited for."""
@@ -185,7 +190,7 @@ def browser(profile: Path) -> Iterator[Page]:
     process = subprocess.Popen(
         [*command, f"--user-data-dir={profile}", "about:blank"], pass_fds=(high_in, high_out),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, env={**os.environ, "HOME": str(profile)},
+        start_new_session=True, env={**os.environ, "HOME": str(profile), "TMPDIR": str(profile)},
     )  # fmt: skip
     for each in (theirs_in, theirs_out, high_in, high_out):
         os.close(each)

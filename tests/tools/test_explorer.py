@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import signal
@@ -154,6 +155,7 @@ def test_states_say_verdicts_disagreements_and_programs(tmp_path: Path) -> None:
     assert state["solution_0"] == present
     assert (state["plus_n_O"], state["sqrt2"]) == (right | present, wrong | present)
     assert dict(zip(index["items"]["id"], index["right"][0], strict=True))["math_1"] == MATH[1][5][0]
+    assert index["judged"][0][index["items"]["id"].index("solution_0")] == 0
     no_votes = write_lines(tmp_path / "x.jsonl", [
         plain(1, item="a", correct=True), plain(1, item="a", correct=False), plain(2, item="b"),
         plain(3, item="c", correct=1), plain(3, item="c", correct=None),
@@ -238,6 +240,28 @@ def test_names_html_and_models_of_lines(tmp_path: Path) -> None:
     named = index_of(run(tmp_path / "named", f"mine={path}"))
     assert [model["name"] for model in named["models"]] == ["mine"]
     assert named["samples"] == [[2]]
+
+
+def test_folders_of_one_name_are_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measures = {"metrics": {"accuracy": {"value": 1.0}}}
+    for place, task in (("results/7b", "math"), ("proofs/7b", "minif2f")):
+        (tmp_path / place).mkdir(parents=True)
+        content = {"tasks": {task: measures}, "settings": {"temperature": len(task)}}
+        (tmp_path / place / "results.json").write_text(json.dumps(content))
+    write_lines(tmp_path / "results/7b/samples_math.jsonl", [plain(1, item="a", sample=0)])
+    write_lines(tmp_path / "proofs/7b/proofs.jsonl", [{"theorem": "t", "statement": "s", "proved": True}])
+    both = [f"7b={tmp_path}/{place}/7b" for place in ("results", "proofs")]
+    index = index_of(run(tmp_path / "page", *both))
+    assert [model["name"] for model in index["models"]] == ["7b"]
+    assert [task["name"] for task in index["tasks"] if task["results"][0]] == ["math", "minif2f"]
+    assert index["models"][0]["settings"] == [
+        [f"{tmp_path}/results/7b.temperature", 4], [f"{tmp_path}/proofs/7b.temperature", 7]
+    ]  # fmt: skip
+    (tmp_path / "proofs/7b/results.json").write_text(json.dumps({"tasks": {"math": measures}}))
+    assert "7b: math has measures in" in fail(capsys, tmp_path / "other", *both)
+    assert "is called 7b too" in fail(
+        capsys, tmp_path / "other", tmp_path / "results/7b", tmp_path / "proofs/7b"
+    )
 
 
 def test_a_model_without_lines_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +356,9 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert not (tmp_path / "page2").exists()
 
 
-def test_nothing_but_an_explorer_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_but_an_explorer_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = write_lines(tmp_path / "a.jsonl", [plain(1)])
     output = tmp_path / "page"
     output.mkdir()
@@ -351,7 +377,16 @@ def test_nothing_but_an_explorer_is_replaced(tmp_path: Path, capsys: pytest.Capt
         assert said in fail(capsys, path, good, "--overwrite")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nothing")
-    assert "is no folder" in fail(capsys, link, good)
+    assert (
+        f"is a link, whose place a folder would take; give the folder it leads to ({tmp_path}/nothing"
+        in fail(capsys, link, good)
+    )
+    with monkeypatch.context() as mounted:  # as a container has a volume
+        mounted.setattr(os.path, "ismount", lambda path: Path(path) == output)
+        assert (
+            f"is a mount point, which no other folder can take the place of; give a folder in it ({output}/"
+            in (fail(capsys, output, good, "--overwrite"))
+        )
     with folder.drafted(output):
         assert "another explorer is being written" in fail(capsys, output, good, "--overwrite")
         assert (tmp_path / ".page.draft").is_dir()

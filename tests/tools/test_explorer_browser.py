@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 from urllib.parse import quote
 
@@ -34,12 +35,15 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @pytest.fixture
-def page(tab: Page) -> Iterator[Page]:
-    """The tab, which after each test must have had no error, and have asked for nothing but files."""
+def page(tab: Page, tmp_path: Path) -> Iterator[Page]:
+    """The tab, which after each test must have had no error, and have asked for nothing but files.
+
+    `tmp_path` is asked for so that it is removed after the page that may still read files of it is left."""
     tab.resize(1440, 900)
     tab.errors.clear()
     tab.requests.clear()
     yield tab
+    tab.leave()
     # A file that is missing on purpose may be asked for, and complained of, while the next test begins.
     assert [error for error in tab.errors if MISSING not in error] == []
     assert [url for url in tab.requests if not url.startswith(("file:", "data:,", "about:"))] == []
@@ -135,6 +139,62 @@ def test_the_overview_has_measures_intervals_and_the_pair(page: Page, site: Path
     page.wait("document.querySelector('#count').textContent.startsWith('5 of 12')")
 
 
+# Right samples of 8, of each item, by model; an item of "weak" has no verdicts at all.
+RIGHT_OF_8: dict[str, list[int | None]] = {"weak": [0, 2, 4, 8, 6, None], "strong": [8, 6, 4, 8, 2, 3]}
+
+
+def judged_samples(path: Path) -> Path:
+    """Eight samples of each item and model, without votes and without results.json."""
+    return write_lines(path, [
+        {
+            "task": "gsm8k", "item": str(item), "model": model, "problem": f"Problem {item}",
+            "sample": sample, "generation": f"{sample}",
+            "correct": None if right is None else sample < right,
+        }
+        for model, counts in RIGHT_OF_8.items() for item, right in enumerate(counts) for sample in range(8)
+    ])  # fmt: skip
+
+
+def test_several_samples_without_a_vote_count_by_their_share(page: Page, tmp_path: Path) -> None:
+    site = make(tmp_path / "page", judged_samples(tmp_path / "k8.jsonl"))
+    open_page(page, site, "#?model=weak&beside=strong")
+    rows = page.run(
+        "[...document.querySelectorAll('.measures tr')].map((row) => [...row.cells].slice(-4).map("
+        "(cell) => cell.querySelector('[role=img]')?.ariaLabel || cell.textContent))"
+    )
+    for row, model, note in zip(rows, RIGHT_OF_8, ("of 5 items, 1 not judged", "of 6 items"), strict=True):
+        shares = [right / 8 for right in RIGHT_OF_8[model] if right is not None]
+        middle, half = mean(shares), 1.96 * stdev(shares) / len(shares) ** 0.5
+        bounds = f"95% interval {100 * max(0, middle - half):.1f}% to {100 * min(1, middle + half):.1f}%"
+        assert row[:2] == ["mean of samples", f"{100 * middle:.1f}%"]
+        assert row[2:] == [f"{100 * middle:.1f}%, {bounds}", f"{8 * len(shares)} samples {note}"]
+    pair = page.run(
+        "[...document.querySelectorAll('.pair tr')].map((row) => row.innerText.split(/\\s*\\t\\s*/))"
+    )
+    assert pair[1:] == [
+        ["weak correct", "1", "0"], ["weak wrong", "1", "0"],
+        ["weak more often", "1"], ["equally often", "1"], ["strong more often", "1"],
+    ]  # fmt: skip
+    options = "[...document.querySelector('#facet-verdict').options].map((option) => option.text)"
+    assert page.run(options) == [
+        "all", "both (1)", "only strong (1)", "weak more often (1)", "strong more often (1)",
+        "equally often (1)", "not comparable (1)",
+    ]  # fmt: skip
+    page.run("document.querySelectorAll('.pair a')[6].click()")
+    page.wait("document.querySelector('#count').textContent.startsWith('1 of 6')")
+    assert page.text(".row-title") == "Problem 1"
+
+
+def test_a_subject_without_a_word_is_none(page: Page, tmp_path: Path) -> None:
+    lines = [
+        {"item": str(at), "problem": "p", "generation": "g", "subject": subject}
+        for at, subject in enumerate(["", "", "Algebra", "Geometry"])
+    ]
+    open_page(page, make(tmp_path / "page", write_lines(tmp_path / "s.jsonl", lines)))
+    options = "[...document.querySelector('#facet-subject').options].map((option) => option.text)"
+    assert page.run(options) == ["all", "Algebra (1)", "Geometry (1)"]
+
+
 @pytest.mark.parametrize(("fragment", "items"), [
     ("", 12), ("#?task=llemma_math", 6), ("#?level=4", 2), ("#?subject=Geometry", 1), ("#?verdict=right", 5),
     ("#?verdict=wrong", 5), ("#?verdict=unjudged", 2), ("#?graders=math-verify", 1), ("#?graders=minerva", 0),
@@ -145,7 +205,6 @@ def test_the_overview_has_measures_intervals_and_the_pair(page: Page, site: Path
     ("#?q=induction", 1), ("#?q=recall&level=4", 2), ("#?q=math_3", 1),
 ])  # fmt: skip
 def test_filters_and_search(page: Page, site: Path, fragment: str, items: int) -> None:
-    page.call("Page.navigate", url="about:blank")
     open_page(page, site, fragment)
     page.wait("document.querySelector('#progress').hidden")
     assert listed(page) == items
@@ -306,6 +365,78 @@ def test_what_katex_may_not_follow_is_shown_whole(page: Page, tmp_path: Path) ->
     shown = "[...document.querySelectorAll('.generation .formula-source')]"
     assert page.run(f"{shown}.map((node) => node.textContent)") == sources
     assert page.run(f"{shown}[0].title") == "\\href is not followed on this page"
+
+
+@pytest.mark.parametrize(("tex", "count"), [
+    (r"\frac{1}{", 200), ("x^{", 300), (r"\sqrt{1+", 200), (r"\boxed{", 100), (r"\left(", 200),
+    (r"\def\a#1{\sqrt{\sqrt{\sqrt{#1}}}}\a{", 40),
+])  # fmt: skip
+def test_a_deep_formula_is_shown_as_source(page: Page, tmp_path: Path, tex: str, count: int) -> None:
+    def nested(times: int) -> str:
+        *once, again = tex.split("}}}}") if "def" in tex else [tex]
+        closer = r"\right)" if "left" in tex else "}"
+        return "".join(f"{each}}}}}}}}}" for each in once) + again * times + "x" + closer * times
+
+    line = {"item": "a", "problem": "p", "generation": f"${nested(count)}$ and ${nested(4)}$"}
+    open_page(page, make(tmp_path / "page", write_lines(tmp_path / "a.jsonl", [line])))
+    page.press("j")
+    page.wait("document.querySelector('.generation')")
+    shown = page.run(
+        "[...document.querySelectorAll('.generation > :is(.formula-source, .formula)')]"
+        ".map((node) => [node.className, node.title])"
+    )
+    assert shown == [["formula-source", "nested too deep"], ["formula", ""]]
+
+
+def chain(nodes: int, siblings: int = 0) -> list[dict[str, Any]]:
+    """A search that went straight to its proof; beside each step so many that led nowhere."""
+    tree: list[dict[str, Any]] = [{"parent": None, "outcome": "open", "cost": 0.0, "goals": "goal 0"}]
+    parent = 0
+    for step in range(1, nodes):
+        for other in range(siblings):
+            tree.append({"parent": parent, "outcome": "error", "cost": 1.0, "tactic": f"fail{other}."})
+        tree.append(
+            {"parent": parent, "outcome": "open", "cost": 0.1 * step, "tactic": f"intros x{step}.",
+             "goals": f"goal {step}"}
+        )  # fmt: skip
+        parent = len(tree) - 1
+    tree[-1] |= {"outcome": "proved"}
+    return tree
+
+
+def proofs_of(path: Path, *trees: list[dict[str, Any]]) -> Path:
+    return write_lines(path, [
+        {"theorem": f"t{at}", "statement": f"Theorem t{at} : True.", "proved": True, "proof": "exact I.",
+         "seconds": 1.0, "expansions": 9, "status": "proved", "tree": tree}
+        for at, tree in enumerate(trees)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "siblings"), [(3000, 0), (800, 2)])
+def test_a_deep_proof_is_shown(page: Page, tmp_path: Path, nodes: int, siblings: int) -> None:
+    site = make(tmp_path / "page", proofs_of(tmp_path / "proofs.jsonl", chain(nodes, siblings)))
+    open_page(page, site, "#proofs/t0")
+    page.wait("document.querySelector('.tree')")
+    assert page.text(".given, [aria-label=Statement] .code") == "Theorem t0 : True."
+    assert page.text(".run .code") == "exact I."
+    steps = 1 + (nodes - 1) * (1 + siblings)
+    assert page.run("document.querySelectorAll('.tree li').length") == 301
+    for _ in range(2):
+        page.click(".tree li button")
+    assert page.text(".tree li button") == f"{steps - 900:,} more steps"
+    deepest = "Math.max(...[...document.querySelectorAll('.tree li')].map((li) => li.offsetLeft))"
+    assert page.run(deepest) - page.run("document.querySelector('.tree').offsetLeft") < 60
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_steps_without_siblings_are_not_indented(page: Page, tmp_path: Path, width: int) -> None:
+    site = make(tmp_path / "page", proofs_of(tmp_path / "proofs.jsonl", chain(40)))
+    page.resize(width, 900)
+    open_page(page, site, "#proofs/t0")
+    page.wait("document.querySelectorAll('.tree .tactic').length === 40")
+    lefts = page.run("[...new Set([...document.querySelectorAll('.tree .tactic')].map((t) => t.offsetLeft))]")
+    assert len(lefts) == 1
+    assert page.run("[...document.querySelectorAll('.tree .tactic')].at(-1).offsetHeight") < 30
 
 
 def test_equations_are_numbered_in_each_text(page: Page, tmp_path: Path) -> None:

@@ -27,8 +27,18 @@ def check(output: Path, overwrite: bool) -> None:
     """
     if not output.exists() and not output.is_symlink():
         return
-    if not output.is_dir() or output.is_symlink():
+    if output.is_symlink():
+        raise UserError(
+            f"--output={output}: is a link, whose place a folder would take; give the folder it leads to "
+            f"({os.path.realpath(output)})"
+        )
+    if not output.is_dir():
         raise UserError(f"--output={output}: is no folder; choose another name")
+    if os.path.ismount(output):
+        raise UserError(
+            f"--output={output}: is a mount point, which no other folder can take the place of; give a "
+            f"folder in it ({output / 'explorer'})"
+        )
     there = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()}
     if not there:
         return

@@ -50,7 +50,7 @@ class Writer:
             name: [] for name in ("task", "id", "title", "level", "subject")
         }
         self._by_model: dict[str, list[list[int]]] = {
-            name: [[] for _ in models] for name in ("states", "right", "samples")
+            name: [[] for _ in models] for name in ("states", "right", "judged", "samples")
         }
 
     @property
@@ -88,10 +88,8 @@ class Writer:
         for name, value in row.items():
             self._columns[name].append(value)
         for model, run in enumerate(runs):
-            state, right, samples = _summary(run)
-            self._by_model["states"][model].append(state)
-            self._by_model["right"][model].append(right)
-            self._by_model["samples"][model].append(samples)
+            for name, value in _summary(run).items():
+                self._by_model[name][model].append(value)
 
     def _write_chunk(self) -> None:
         chunk = len(self._starts) - 1
@@ -158,14 +156,17 @@ def _run(run: Run, most_samples: int | None) -> dict[str, Any]:
     }
 
 
-def _summary(run: Run | None) -> tuple[int, int, int]:
-    """(state, samples that are right, samples) of a run."""
+def _summary(run: Run | None) -> dict[str, int]:
+    """A run's state, and how many of its samples are right, are judged, and are there."""
     if run is None:
-        return 0, 0, 0
+        return {"states": 0, "right": 0, "judged": 0, "samples": 0}
     if run.proof is not None:
-        return states.of_proof(run.proof), int(run.proof["proved"] is True), 1
-    right = sum(sample.get("correct") is True for sample in run.samples)
-    return states.of_samples(run.samples, run.vote), right, len(run.samples)
+        proved = run.proof["proved"]
+        counts = {"right": int(proved is True), "judged": int(proved is not None), "samples": 1}
+        return {"states": states.of_proof(run.proof), **counts}
+    verdicts = [sample.get("correct") for sample in run.samples]
+    counts = {"right": verdicts.count(True), "judged": len(verdicts) - verdicts.count(None)}
+    return {"states": states.of_samples(run.samples, run.vote), **counts, "samples": len(verdicts)}
 
 
 def one_line(text: str) -> str:

@@ -149,7 +149,7 @@ def _generation(line: Mapping[str, Any], source: Source, where: str) -> Iterator
         "reference": _text(line, "reference", where, needed=False) or "",
         "problem": problem,
         "level": _level(line.get("level")),
-        "subject": _text(line, "subject", where, needed=False),
+        "subject": _text(line, "subject", where, needed=False) or None,
         "text": _text(line, "generation", where, needed=not is_likelihood),
         "tokens": _whole(line, "tokens", where),
         "loglikelihood": finite(line.get("loglikelihood")),

@@ -35,29 +35,33 @@ class Source:
 
 @dataclass(frozen=True)
 class Results:
-    """results.json of a folder: the measures of each task, and the settings of the run."""
+    """results.json of a model's folder or folders: the measures of each task, and the settings of the run."""
 
     model: str
     tasks: dict[str, Any]
     settings: dict[str, Any]
+    origin: str = ""
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[Source], list[Results]]:
     """Files and measures of arguments `PATH` or `NAME=PATH`, in their order.
 
     Raises:
-        UserError: one is not there, or is nothing that can be shown; or two folders have one name.
+        UserError: one is not there, or is nothing that can be shown; or two folders have one name that was
+            not given to both; or both have measures of one task.
     """
     sources: list[Source] = []
     results: list[Results] = []
-    folders: dict[str, str] = {}
+    folders: dict[str, tuple[str, bool]] = {}
     for argument in arguments:
         name, path = _divided(argument)
         if path.is_dir():
             model = name or path.resolve().name
-            if folders.setdefault(model, argument) != argument:
+            other, was_named = folders.setdefault(model, (argument, name is not None))
+            if other != argument and not (was_named and name is not None):
                 raise UserError(
-                    f"{argument}: {folders[model]} is called {model} too; give each a name: NAME={path}"
+                    f"{argument}: {other} is called {model} too; give each a name: NAME={path}, the same one "
+                    "where both are of one model"
                 )
             measures = _measures(path / "results.json", model)
             sources += _of_folder(path, model, [task for each in measures for task in each.tasks])
@@ -69,7 +73,25 @@ def parse(arguments: Sequence[str]) -> tuple[list[Source], list[Results]]:
             sources.append(Source(path, kind, model, task, name is not None, path.name))
         else:
             raise UserError(f"{argument}: is not there; give a results folder or a JSONL file")
-    return sources, results
+    return sources, [
+        _as_one(model, [each for each in results if each.model == model])
+        for model in dict.fromkeys(each.model for each in results)
+    ]
+
+
+def _as_one(model: str, results: Sequence[Results]) -> Results:
+    """What the folders of one model measured; their settings by the name of the folder."""
+    if len(results) == 1:
+        return results[0]
+    tasks: dict[str, Any] = {}
+    for each in results:
+        if twice := sorted(tasks.keys() & each.tasks.keys()):
+            raise UserError(
+                f"{model}: {twice[0]} has measures in {each.origin} and in another of its folders; leave one "
+                "out, or name them apart"
+            )
+        tasks |= each.tasks
+    return Results(model, tasks, {each.origin: each.settings for each in results})
 
 
 def _divided(argument: str) -> tuple[str | None, Path]:
@@ -122,4 +144,4 @@ def _measures(path: Path, model: str) -> list[Results]:
     settings = dict(settings) if isinstance(settings, dict) else {}
     if content.get("model") is not None:
         settings = {"model": content["model"], **settings}
-    return [Results(model, content.get("tasks", {}), settings)]
+    return [Results(model, content.get("tasks", {}), settings, str(path.parent))]

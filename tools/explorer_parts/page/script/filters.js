@@ -44,14 +44,12 @@ explorer.filters = (() => {
     const names = [index.models[a].name, index.models[b].name].map(explorer.dom.label);
     const WORDS = {
       "right-right": "both", "right-wrong": `only ${names[0]}`, "wrong-right": `only ${names[1]}`,
-      "wrong-wrong": "neither", other: "not comparable",
+      "wrong-wrong": "neither", more: `${names[0]} more often`, less: `${names[1]} more often`,
+      equal: "equally often", other: "not comparable",
     };
     return {
       key: "verdict", label: "Correct in", order: Object.keys(WORDS), name: (value) => WORDS[value] || value,
-      values: (item) => {
-        const pair = [a, b].map((model) => S.CLASSES[S.verdict(index.states[model][item])]).join("-");
-        return [pair in WORDS ? pair : "other"];
-      },
+      values: (item) => [S.pairOf(index, a, b, item)],
     };
   }
 

@@ -5,6 +5,7 @@
 explorer.formulas = (() => {
   const LONGEST_FORMULA = 4000; // characters; KaTeX takes about a second for 20,000
   const MOST_FORMULAS = 2000; // of one text
+  const DEEPEST = 80; // parts of a formula within each other: 40 fractions. Layout of 60 takes seconds, of 100 minutes
   const ENVIRONMENTS = "equation|align|alignat|gather|CD";
   const OPENERS = new RegExp(
     String.raw`\\\\|\\[$%&#_]|\$\$|\$|\\\(|\\\[|\\begin\{(?:${ENVIRONMENTS})\*?\}|\[asy\]`, "g");
@@ -100,12 +101,28 @@ explorer.formulas = (() => {
     const isDisplay = part.kind === "display";
     const span = h("span", { class: isDisplay ? "formula display" : "formula" });
     if (part.text.length > LONGEST_FORMULA) return source(part, `longer than ${LONGEST_FORMULA} characters`);
+    const options = () => ({ ...OPTIONS, macros: { ...MACROS }, displayMode: isDisplay }); // KaTeX adds to macros
     try {
-      katex.render(part.text, span, { ...OPTIONS, macros: { ...MACROS }, displayMode: isDisplay });
+      if (isDeep(katex.__parse(part.text, options()))) return source(part, "nested too deep");
+      katex.render(part.text, span, options());
       return span;
     } catch (error) {
       return source(part, error.message); // also a RangeError, where braces are nested too deep
     }
+  }
+
+  /** Whether a parsed formula nests deeper than a browser lays out in a blink. Counted in what KaTeX has read and
+      not in the text: macros may nest too. */
+  function isDeep(tree) {
+    const waiting = [[tree, 0]];
+    while (waiting.length) {
+      const [node, depth] = waiting.pop();
+      if (depth > DEEPEST) return true;
+      const below = depth + (node.type ? 1 : 0);
+      for (const [name, value] of Object.entries(node))
+        if (value && typeof value === "object" && name !== "loc") waiting.push([value, below]); // loc: all of the text
+    }
+    return false;
   }
 
   const source = (part, reason) => explorer.dom.h("code", { class: "formula-source", title: reason }, part.source);

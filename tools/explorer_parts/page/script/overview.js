@@ -5,6 +5,7 @@
 explorer.overview = (() => {
   const { h, count, percent, label } = explorer.dom;
   const S = explorer.states;
+  const Z = 1.959964; // 95%, two-sided, of the normal distribution
 
   function draw(index, a, b, link) {
     const samples = index.samples.flat().reduce((sum, number) => sum + number, 0);
@@ -85,32 +86,54 @@ explorer.overview = (() => {
     return `${items}, ${results.comparable === true ? "comparable" : "not comparable"}`;
   }
 
+  /** A model's lines on a task without results. Of several samples of an item the mean, as `accuracy` of results.json
+      is, and the vote where there was one. */
   function counted(index, model, at, task, number) {
-    let judged = 0, right = 0, present = 0;
-    index.items.task.forEach((itsTask, item) => {
-      const state = index.states[at][item];
-      if (itsTask !== number || !(state & S.PRESENT)) return;
-      present++;
-      if (S.verdict(state) !== S.UNJUDGED) judged++;
-      if (S.verdict(state) === S.RIGHT) right++;
-    });
-    if (!present) return [];
-    const value = judged ? right / judged : null;
-    return [h("tr", null,
-      h("th", { scope: "row" }, named(index, model)),
-      h("td", { class: "measure" }, task.kind === "proofs" ? "proved" : "correct"),
+    const present = index.items.task.flatMap((itsTask, item) => (itsTask === number && index.states[at][item] & S.PRESENT ? [item] : []));
+    if (!present.length) return [];
+    const judged = present.filter((item) => S.share(index, at, item) !== null);
+    const shares = judged.map((item) => S.share(index, at, item));
+    const missing = judged.length < present.length ? `, ${count(present.length - judged.length)} not judged` : "";
+    const row = (name, measure, value, bounds, note) => h("tr", null,
+      h("th", { scope: "row" }, name),
+      h("td", { class: "measure" }, measure),
       h("td", { class: "value" }, value === null ? "–" : percent(value)),
-      h("td", { class: "plot" }, value === null ? null : interval({ value, ...wilson(right, judged) }, [])),
-      h("td", { class: "quiet" }, judged ? `${count(right)} of ${count(judged)}${judged < present ? `, ${count(present - judged)} not judged` : ""}` : `${plural(present, "item")}, not judged`))];
+      h("td", { class: "plot" }, value === null ? null : interval({ value, ...bounds }, [])),
+      h("td", { class: "quiet" }, note));
+    const name = named(index, model), word = task.kind === "proofs" ? "proved" : "correct";
+    if (!judged.length) return [row(name, word, null, null, `${plural(present.length, "item")}, not judged`)];
+    if (judged.every((item) => index.judged[at][item] <= 1)) {
+      const right = shares.reduce((sum, each) => sum + each, 0);
+      return [row(name, word, right / judged.length, wilson(right, judged.length), `${count(right)} of ${count(judged.length)}${missing}`)];
+    }
+    const samples = judged.reduce((sum, item) => sum + index.judged[at][item], 0);
+    const rows = [row(name, "mean of samples", ...mean(shares), `${count(samples)} samples of ${plural(judged.length, "item")}${missing}`)];
+    // A verdict although samples differ is that of a vote.
+    const verdicts = judged.map((item) => S.verdict(index.states[at][item]));
+    if (judged.some((item, place) => verdicts[place] !== S.MIXED && ![0, 1].includes(S.share(index, at, item)))) {
+      const won = verdicts.filter((each) => each === S.RIGHT).length;
+      rows.push(row(null, "majority vote", won / judged.length, wilson(won, judged.length), `${count(won)} of ${count(judged.length)}`));
+    }
+    return rows;
+  }
+
+  /** [mean, {low, high}] of the items' shares, at 95% by their standard error, since samples of one item are no
+      independent trials. Where all shares are equal there is no error to be seen, and no interval. */
+  function mean(shares) {
+    const value = shares.reduce((sum, each) => sum + each, 0) / shares.length;
+    const squares = shares.reduce((sum, each) => sum + (each - value) ** 2, 0);
+    if (!squares || shares.length < 2) return [value, { low: null, high: null }];
+    const half = Z * Math.sqrt(squares / (shares.length - 1) / shares.length);
+    return [value, { low: Math.max(0, value - half), high: Math.min(1, value + half) }];
   }
 
   const named = (index, model) => (index.models.length > 1 ? h("span", { class: "model", dir: "auto" }, label(model.name)) : null);
 
   /** Wilson's score interval at 95%. */
   function wilson(right, total) {
-    const z = 1.959964, share = right / total, below = 1 + (z * z) / total;
-    const middle = (share + (z * z) / (2 * total)) / below;
-    const half = (z * Math.sqrt((share * (1 - share)) / total + (z * z) / (4 * total * total))) / below;
+    const share = right / total, below = 1 + (Z * Z) / total;
+    const middle = (share + (Z * Z) / (2 * total)) / below;
+    const half = (Z * Math.sqrt((share * (1 - share)) / total + (Z * Z) / (4 * total * total))) / below;
     return { low: middle - half, high: middle + half };
   }
 
@@ -135,23 +158,30 @@ explorer.overview = (() => {
   const publishedText = (published) =>
     ["◇ published: ", published.map(([model, figures]) => `${model} ${figures.map(([name, value]) => `${name === "accuracy" ? "" : `${name} `}${percent(value)}`).join(", ")}`).join("; ")];
 
-  /** Both, one, the other, neither: each number opens its items. */
+  /** Both, one, the other, neither, and who is right more often where samples of an item differ; each number opens
+      its items. */
   function pair(index, a, b, link) {
-    const counts = { "right-right": 0, "right-wrong": 0, "wrong-right": 0, "wrong-wrong": 0 };
-    index.items.id.forEach((_, item) => {
-      const key = [a, b].map((model) => S.CLASSES[S.verdict(index.states[model][item])]).join("-");
-      if (key in counts) counts[key]++;
-    });
-    if (!Object.values(counts).some(Boolean))
-      return h("section", { class: "card pair" }, h("h3", null, "Item by item"), h("p", { class: "quiet" }, "The two models have no judged item in common."));
+    const counts = { "right-right": 0, "right-wrong": 0, "wrong-right": 0, "wrong-wrong": 0, more: 0, equal: 0, less: 0, other: 0 };
+    index.items.id.forEach((_, item) => counts[S.pairOf(index, a, b, item)]++);
+    const some = (...keys) => keys.some((key) => counts[key]);
     const cell = (key) => h("td", null, h("a", { href: link({ verdict: key }) }, count(counts[key])));
     const [first, second] = [index.models[a].name, index.models[b].name].map(label);
-    return h("section", { class: "card pair" }, h("h3", null, "Item by item"),
-      h("table", null,
+    const sure = some("right-right", "right-wrong", "wrong-right", "wrong-wrong")
+      ? h("table", null,
         h("thead", null, h("tr", null, h("td", null), h("th", { scope: "col" }, `${second} correct`), h("th", { scope: "col" }, `${second} wrong`))),
         h("tbody", null,
           h("tr", null, h("th", { scope: "row" }, `${first} correct`), cell("right-right"), cell("right-wrong")),
-          h("tr", null, h("th", { scope: "row" }, `${first} wrong`), cell("wrong-right"), cell("wrong-wrong")))));
+          h("tr", null, h("th", { scope: "row" }, `${first} wrong`), cell("wrong-right"), cell("wrong-wrong"))))
+      : null;
+    const mixed = some("more", "equal", "less")
+      ? [h("p", { class: "quiet" }, "Items of which some samples are correct, by the share that is:"),
+        h("table", null, h("tbody", null,
+          h("tr", null, h("th", { scope: "row" }, `${first} more often`), cell("more")),
+          h("tr", null, h("th", { scope: "row" }, "equally often"), cell("equal")),
+          h("tr", null, h("th", { scope: "row" }, `${second} more often`), cell("less"))))]
+      : null;
+    return h("section", { class: "card pair" }, h("h3", null, "Item by item"),
+      sure || mixed ? [sure, mixed] : h("p", { class: "quiet" }, "The two models have no judged item in common."));
   }
 
   const model = (model) =>

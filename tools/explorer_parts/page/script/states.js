@@ -23,10 +23,26 @@ explorer.states = (() => {
     );
   }
 
+  /** What two models made of an item, as the filter names it: their verdicts where both are sure of theirs; else
+      which has the larger share of right samples; "other" where one has none that is judged. */
+  function pairOf(index, a, b, item) {
+    const [one, other] = [a, b].map((model) => verdict(index.states[model][item]));
+    if ([one, other].every((each) => each === RIGHT || each === WRONG)) return `${CLASSES[one]}-${CLASSES[other]}`;
+    const [mine, theirs] = [a, b].map((model) => share(index, model, item));
+    if (mine === null || theirs === null) return "other";
+    return mine > theirs ? "more" : mine < theirs ? "less" : "equal";
+  }
+
+  /** The share of an item's judged samples that are right; 0 or 1 where only its vote is judged, else null. */
+  function share(index, model, item) {
+    if (index.judged[model][item]) return index.right[model][item] / index.judged[model][item];
+    return { [RIGHT]: 1, [WRONG]: 0 }[verdict(index.states[model][item])] ?? null;
+  }
+
   const ofBoolean = (value) => (value === true ? RIGHT : value === false ? WRONG : UNJUDGED);
 
   return {
     MINERVA_ONLY, MATH_VERIFY_ONLY, PRESENT, PROGRAM, PROGRAM_FAILED, UNJUDGED, RIGHT, WRONG, MIXED,
-    WORDS, CLASSES, MARKS, verdict, mark, ofBoolean,
+    WORDS, CLASSES, MARKS, verdict, mark, ofBoolean, pairOf, share,
   };
 })();
