@@ -130,8 +130,12 @@ class Choice:
 
     def _hold(self, spelt: Spelt) -> None:
         assert self.lengths is not None
-        self._held.append(dataclasses.replace(spelt, offset=self._length))
-        self._length += len(self.lengths.feed([spelt.token_id]))
+        new = len(self.lengths.feed([spelt.token_id]))
+        # Behind half a character that is never made whole, a token brings out a sign for it before its text.
+        has_own_text = not spelt.text.startswith(_BY_ID)
+        begin = self._length + (max(0, new - len(spelt.text)) if has_own_text else 0)
+        self._held.append(dataclasses.replace(spelt, offset=begin))
+        self._length += new
 
     def _release(self, new: str, finish_reason: str | None) -> Piece:
         self.text += new

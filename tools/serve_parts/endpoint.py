@@ -99,7 +99,7 @@ class Endpoint:
         try:
             self._engine.check_room(1)  # before a body is taken in that could not be answered
             wanted = await self._read(scope, receive)
-            self._engine.check_room(wanted.count)
+            self._engine.check_room(wanted.samples, len(wanted.prompts))
             job = self._engine.submit(wanted.requests(self._served.stop_ids))
         except Gone:
             return

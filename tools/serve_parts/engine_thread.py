@@ -128,17 +128,23 @@ class EngineThread:
         self._commands.put(None)
         self._thread.join()
 
-    def check_room(self, count: int) -> None:
-        """Whether so many requests can be taken now.
+    def check_room(self, samples: int, prompts: int = 1) -> None:
+        """Whether so many samples of each of so many prompts can be taken now.
 
         Raises:
             Refused: they are too many, or the engine has failed.
         """
         if self.error is not None:
             raise Refused(503, "the engine has failed; the server is ending")
+        count = samples * prompts
         if count > self._capacity:
+            field = "prompt" if prompts > samples else "n"
+            of_each = f"{prompts:,} prompts of {samples:,} each are " if prompts > 1 else ""
             raise Refused(
-                400, f"n: {count:,} samples in one request; this server takes {self._capacity} at a time"
+                400,
+                f"{field}: {of_each}{count:,} samples in one request; this server takes {self._capacity} at "
+                "a time; send fewer, or start it with a larger --max-waiting",
+                field=field,
             )
         if self._in_flight + count > self._capacity:
             raise Refused(

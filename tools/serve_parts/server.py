@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tools.serve_parts.engine_thread import EngineThread
+from tools.serve_parts.head_limit import HEAD_SECONDS, protocol
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -26,10 +27,17 @@ class Server(uvicorn.Server):
     After a signal nobody new is answered, and who waits gets the rest for up to `drain_seconds`.
     """
 
-    def __init__(self, app: ASGIApp, engine: EngineThread, ready: str, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        engine: EngineThread,
+        ready: str,
+        drain_seconds: float,
+        head_seconds: float = HEAD_SECONDS,
+    ) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=protocol(head_seconds),
             ws="none",
             lifespan="on",
             loop="asyncio",

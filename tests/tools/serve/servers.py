@@ -185,6 +185,7 @@ def running(
     names: tuple[str, ...] = ("llemma",),
     tactic_stop: str = "---",
     drain_seconds: float = WAIT_SECONDS,
+    head_seconds: float = WAIT_SECONDS,
     tokenizer: Any = None,
     context_tokens: int = 1024,
 ) -> Iterator[Running]:
@@ -202,7 +203,7 @@ def running(
     )
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(app, engine, "ready", drain_seconds)
+    server = Server(app, engine, "ready", drain_seconds, head_seconds)
     thread = threading.Thread(target=server.run_until_told, args=[listener])
     thread.start()
     try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron.text_generation.requests import NewToken
+from megatron.text_generation.requests import NewToken, PromptToken
 from megatron.text_generation.text import TextStream
 from tests.tools.serve.servers import EOD, ByteTokenizer
 from tools.serve_parts.choices import LEAST_LOGPROB, Choice, Spelt, TokenTexts
@@ -30,6 +31,27 @@ def test_tokens_of_one_text_are_told_apart() -> None:
     spelt = TokenTexts(Twice()).spell(397, -2.0, ((97, -1.0), (240, -3.0), (EOD, -4.0)))
     assert spelt.text == "a"
     assert spelt.top == (("a", -1.0), ("token_id:397", -2.0), ("token_id:240", -3.0), ("token_id:256", -4.0))
+
+
+@pytest.mark.parametrize(("ids", "names", "offsets"), [
+    ([0xE2, ord("t"), ord("h")], ["token_id:226", "t", "h"], [0, 1, 2]),
+    ([ord("a"), 0xE2, 0x80, 0x94, ord("b")], ["a", "token_id:226", "token_id:128", "token_id:148", "b"],
+     [0, 1, 1, 1, 2]),
+    ([ord("a"), 0xE2, 0x80, ord("b")], ["a", "token_id:226", "token_id:128", "b"], [0, 1, 1, 2]),
+    ([0xE2, 0xE2, ord("b")], ["token_id:226", "token_id:226", "b"], [0, 0, 2]),
+])  # fmt: skip
+def test_a_token_begins_where_its_text_does(ids: list[int], names: list[str], offsets: list[int]) -> None:
+    tokenizer = ByteTokenizer()
+    text = tokenizer.decode(ids)
+    prompt = tuple(PromptToken(one, -1.0, ()) for one in ids)
+    choice = Choice(0, TextStream(tokenizer, ids), TokenTexts(tokenizer), TextStream(tokenizer, ()), 0, text)
+    piece = choice.take(NewToken(0, -1, 0.0, (), "length", prompt))
+    assert piece is not None
+    assert piece.text == text
+    assert [spelt.text for spelt in piece.tokens] == names
+    assert [spelt.offset for spelt in piece.tokens] == offsets
+    for spelt in piece.tokens:
+        assert spelt.text.startswith("token_id:") or text[spelt.offset :].startswith(spelt.text)
 
 
 @given(

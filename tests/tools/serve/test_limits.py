@@ -105,6 +105,32 @@ def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
             assert b"connection: close" in answer.lower()
 
 
+@pytest.mark.parametrize("sent", [b"", b"P", b"POST /v1/completions HTTP/1.1\r\nhost: loc"])
+def test_a_head_that_does_not_come_is_not_waited_for_for_ever(sent: bytes) -> None:
+    with running(endless(), head_seconds=0.2) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as client:
+            client.sendall(sent)
+            assert b"".join(iter(lambda: client.recv(10_000), b"")) == b""
+
+
+def test_only_a_head_is_waited_for_so() -> None:
+    session = held()
+    with ThreadPoolExecutor(1) as pool, running(session) as server:
+        connections: set[Any] = server.server.server_state.connections  # of uvicorn, of whatever class
+        under_way = pool.submit(server.post, "/v1/completions", ASKED)
+        session.wait_until(lambda: server.engine.in_flight == 1)
+        assert [connection._limit for connection in connections] == [None]
+        session.go.set()
+        assert under_way.result().status_code == 200
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as client:
+            client.sendall(f"GET /health HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+            assert client.recv(10_000).startswith(b"HTTP/1.1 200 ")
+            client.sendall(b"GET /hea")  # of the next one on the same connection
+            session.wait_until(lambda: any(connection._limit for connection in list(connections)))
+
+
 def test_the_rest_of_a_body_over_its_limit_is_not_waited_for() -> None:
     with running(endless(), limits=replace(LIMITS, body_bytes=1000)) as server:
         chunk = b"3e9\r\n" + b"x" * 1001 + b"\r\n"
