@@ -256,6 +256,27 @@ def test_the_keyboard_goes_everywhere(page: Page, site: Path) -> None:
     assert {first, page.run("document.documentElement.dataset.theme")} == {"light", "dark"}
 
 
+# The address changes between a letter and the search for it.
+TYPED_ON_THE_WAY = """(() => {
+  location.hash = '#llemma_math/math_0';
+  const field = document.querySelector('#query');
+  field.value = 'coin';
+  field.dispatchEvent(new Event('input'));
+})()"""
+
+
+def test_letters_typed_while_an_item_opens_are_kept(page: Page, site: Path) -> None:
+    open_page(page, site)
+    page.run(TYPED_ON_THE_WAY)
+    page.wait("document.querySelector('.item-id')?.textContent === 'math_0'")
+    page.wait("location.hash.includes('q=')")
+    page.wait("document.querySelector('#count').textContent === '1 of 12 items'")
+    assert page.run("document.querySelector('#query').value") == "coin"
+    page.click("#clear")
+    page.wait("document.querySelector('#count').textContent === '12 items'")
+    assert page.run("document.querySelector('#query').value") == ""
+
+
 FORBIDDEN = (
     "script, iframe, object, embed, img, textarea, style, [onerror], [onload], [srcdoc], [data-a], .top"
 )

@@ -5,7 +5,7 @@
 explorer.main = (() => {
   const { h, byId } = explorer.dom;
   const TYPING_MILLISECONDS = 120;
-  let index = null, numbers = null, place = null, listed = "", asSource = false, shownItem = -1, turn = 0;
+  let index = null, numbers = null, place = null, listed = "", asSource = false, shownItem = -1, turn = 0, typing = 0;
 
   function start(content) {
     index = content;
@@ -22,11 +22,7 @@ explorer.main = (() => {
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     byId("home").addEventListener("click", (event) => { event.preventDefault(); overview(); });
     document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); byId("main").focus(); });
-    let typing = 0;
-    byId("query").addEventListener("input", (event) => {
-      clearTimeout(typing);
-      typing = setTimeout(() => change("q", event.target.value), TYPING_MILLISECONDS);
-    });
+    byId("query").addEventListener("input", type);
     explorer.keys.start({ step, stepSample, edge, search: focusSearch, toggleSource, overview, help, back });
     addEventListener("hashchange", show);
     show();
@@ -51,7 +47,8 @@ explorer.main = (() => {
   async function show() {
     place = explorer.route.read();
     const mine = ++turn;
-    if (byId("query").value.trim() !== place.q.trim()) byId("query").value = place.q;
+    // Letters that are not in the address yet are newer than it.
+    if (!typing && byId("query").value.trim() !== place.q.trim()) byId("query").value = place.q;
     const [a, b] = models();
     pick(a, b);
     if (!(await list(a, b, mine))) return;
@@ -132,7 +129,18 @@ explorer.main = (() => {
     explorer.route.go(next, true);
   }
 
+  /** Searches when the reader stops typing. */
+  function type(event) {
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      typing = 0;
+      change("q", event.target.value);
+    }, TYPING_MILLISECONDS);
+  }
+
   function clear() {
+    clearTimeout(typing);
+    typing = 0;
     byId("query").value = "";
     explorer.route.go({ ...asked(), q: "", ...Object.fromEntries(explorer.filters.KEYS.map((key) => [key, ""])) });
   }
