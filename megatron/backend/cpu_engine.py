@@ -8,7 +8,8 @@ megatron-core names CUDA in three ways, and each is reached by the narrowest mea
    module is imported, in a fixed list of modules, each with the number of places expected there;
 3. two helpers of `tensor_parallel.random` that read the generator of a CUDA device.
 
-Six things more are for speed. torch.compile does not wrap its fused functions, which nothing here calls on a
+Seven things more are for speed. The products of linear layers go through `cpu_products.py`, by another
+rewriting of their module. torch.compile does not wrap its fused functions, which nothing here calls on a
 CPU: importing the compiler takes as long as importing torch. Triton is not imported, where it is installed. A
 data parallel group of one rank does not copy its buffers onto themselves, bfloat16 gradients are added to
 float32 buffers without a float32 copy of each, torch takes large pages, and a run that trains keeps the
@@ -34,6 +35,8 @@ from typing import Any, cast
 
 import torch
 
+from megatron.backend.cpu_products import matmul
+
 MEGATRON_CORE_VERSION = "0.16.1"
 
 # Places that name CUDA, by module of megatron-core 0.16.1. A different count means different source.
@@ -55,6 +58,10 @@ REWRITES: dict[str, int] = {
     "megatron.core.transformer.utils": 2,
     "megatron.core.utils": 7,
 }
+
+# Products of two matrices there, by module; what has a tensor for its result (`out`) is left alone.
+PRODUCTS: dict[str, int] = {"megatron.core.tensor_parallel.layers": 5}
+_MATMUL = "matmul_of_cpu_products"  # a name of those modules then
 
 _TENSOR_TYPES = {
     f"torch.cuda.{kind}": f"torch.{kind}" for kind in ("FloatTensor", "HalfTensor", "BFloat16Tensor")
@@ -85,20 +92,47 @@ class _CudaToCpu(ast.NodeTransformer):
         return ast.copy_location(ast.Call(to_cpu, [], []), node)
 
 
+class _MatmulToOurs(ast.NodeTransformer):
+    """Rewrites `torch.matmul(a, b)` and `a.matmul(b)` to a call of ours; counts what it did."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if not (isinstance(node.func, ast.Attribute) and node.func.attr == "matmul") or node.keywords:
+            return node
+        self.count += 1
+        owner = node.func.value
+        is_torch = isinstance(owner, ast.Name) and owner.id == "torch"
+        operands = node.args if is_torch else [owner, *node.args]
+        return ast.copy_location(ast.Call(ast.Name(_MATMUL, ast.Load()), operands, []), node)
+
+
 class _RewritingLoader(importlib.machinery.SourceFileLoader):
     """Compiles one listed module from its rewritten source (never from, or into, a .pyc)."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
-        rewriter = _CudaToCpu()
-        tree = ast.fix_missing_locations(rewriter.visit(ast.parse(self.get_data(path))))
-        expected = REWRITES[fullname]
-        if rewriter.count != expected:
-            raise ImportError(
-                f"{fullname}: {rewriter.count} places name CUDA where megatron-core "
-                f"{MEGATRON_CORE_VERSION} has {expected}; reinstall megatron-core=={MEGATRON_CORE_VERSION}"
-            )
-        return compile(tree, path, "exec", dont_inherit=True)
+        tree = ast.parse(self.get_data(path))
+        for rewriter, expected, what in (
+            (_CudaToCpu(), REWRITES[fullname], "places name CUDA"),
+            (_MatmulToOurs(), PRODUCTS.get(fullname), "products are computed"),
+        ):
+            if expected is None:
+                continue
+            tree = rewriter.visit(tree)
+            if rewriter.count != expected:
+                raise ImportError(
+                    f"{fullname}: {rewriter.count} {what} where megatron-core {MEGATRON_CORE_VERSION} has "
+                    f"{expected}; reinstall megatron-core=={MEGATRON_CORE_VERSION}"
+                )
+        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__name__ in PRODUCTS:
+            setattr(module, _MATMUL, matmul)
+        super().exec_module(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron.backend.cpu_products import matmul
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -54,12 +55,12 @@ def _product(a_XY: torch.Tensor, b_YZ: torch.Tensor) -> torch.Tensor:
     It makes the loss more exact than that of logits in bfloat16.
     """
     if a_XY.dtype == torch.float32:
-        return a_XY @ b_YZ
+        return matmul(a_XY, b_YZ)
     if a_XY.is_cuda:
         return torch.mm(a_XY, b_YZ, out_dtype=torch.float32)
     if a_XY.is_meta:
         return a_XY.new_empty(a_XY.size(0), b_YZ.size(1), dtype=torch.float32)
-    return a_XY.float() @ b_YZ.float()  # a CPU has no such product
+    return matmul(a_XY.float(), b_YZ.float())  # a CPU has no such product
 
 
 class _OutputLoss(torch.autograd.Function):
@@ -98,7 +99,10 @@ class _OutputLoss(torch.autograd.Function):
             grad_NW.scatter_add_(1, columns_N[:, None], -is_here_N[:, None].float())
             rounded_NW = grad_NW.mul_(grad_N[:, None]).to(hidden_NC.dtype)
             grad_hidden_NC += _product(rounded_NW, weight_VC[ids])
-            torch.mm(rounded_NW.T, hidden_NC, out=grad_weight_VC[ids])
+            if rounded_NW.device.type == "cpu":
+                grad_weight_VC[ids] = matmul(rounded_NW.T, hidden_NC)
+            else:
+                torch.mm(rounded_NW.T, hidden_NC, out=grad_weight_VC[ids])
         return grad_hidden_NC.to(hidden_NC.dtype), grad_weight_VC, None, None, None
 
 

@@ -12,6 +12,7 @@ import torch
 
 from megatron.backend import Backend
 from megatron.backend.cpu_engine import keep_freed_memory
+from megatron.backend.cpu_products import take_the_faster_library
 from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
 from megatron.checkpointing.state import Trainable, layout_of, load_all, load_weights
 from megatron.core.distributed import (
@@ -106,6 +107,7 @@ def wrap(cfg: RunConfig, built: BuiltModel) -> Trainable:
         built.config.no_sync_func = model.no_sync
     if next(built.module.parameters()).device.type == "cpu":
         keep_freed_memory()
+        take_the_faster_library()
     return Trainable(model, core_optimizer)
 
 
