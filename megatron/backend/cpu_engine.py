@@ -306,13 +306,13 @@ def _add_gradients_in_pieces() -> None:
 
         def call(*arguments: Any) -> None:
             gradient, weight = parameter.grad, cast(Any, parameter)
-            # A tied weight in a pipeline (`zero_out_wgrad`) is added by the hook whatever the flag says.
-            is_always_added = getattr(weight, "zero_out_wgrad", False)
-            if gradient is not None and not weight.grad_added_to_main_grad and not is_always_added:
+            # The hook adds the gradient of a tied weight (`zero_out_wgrad`) whatever the flag says.
+            is_tied = getattr(weight, "zero_out_wgrad", False)
+            if gradient is not None and (is_tied or not weight.grad_added_to_main_grad):
                 _add_in_pieces(weight.main_grad, gradient)
-                weight.grad_added_to_main_grad = True
+                weight.grad_added_to_main_grad, weight.zero_out_wgrad = True, False
             hook(*arguments)
-            weight.grad_added_to_main_grad = False
+            weight.grad_added_to_main_grad, weight.zero_out_wgrad = False, is_tied
 
         return call
 

@@ -2,10 +2,10 @@
 """Products of float32 matrices on a CPU: by oneDNN where MKL is slow, by what torch takes everywhere else.
 
 torch gives float32 products to MKL, which keeps its fastest kernels for Intel's processors: on an AMD EPYC
-with AVX-512 oneDNN computes the products of a training step twice as fast, as exactly
-(benchmarks/products_cpu.md). Which of the two computes a product depends on the processor's maker and on
-shapes alone, so that a run computes the same numbers on every start. Only a run that trains asks for it: who
-reads a model computes in the library that transformers computes in, so that logits are equal to the bit.
+with AVX-512 oneDNN computes the products of a training step twice as fast (benchmarks/products_cpu.md, which
+has both errors). Which of the two computes a product depends on the processor's maker and on shapes alone, so
+that a run computes the same numbers on every start. Only a run that trains asks for it: who reads a model
+computes in the library that transformers computes in, so that logits are equal to the bit.
 
 Legend: X rows of the result, Y what is summed over, Z columns of the result.
 """
@@ -26,6 +26,13 @@ def take_the_faster_library() -> None:
     """From here on, in this process."""
     global _is_asked_for
     _is_asked_for = onednn_is_faster()
+
+
+def describe(dtype: torch.dtype) -> tuple[str, ...]:
+    """A line for the log of a run in `dtype`; none where torch takes the library."""
+    if not _is_asked_for or dtype != torch.float32:
+        return ()
+    return (f"products in float32: oneDNN (MKL, which torch would take, is slow on {_maker()})",)
 
 
 def matmul(left: torch.Tensor, right_YZ: torch.Tensor) -> torch.Tensor:

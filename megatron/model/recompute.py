@@ -77,9 +77,13 @@ class GatedMLP(MLP):
         self, hidden_SBC: torch.Tensor, per_token_scale: torch.Tensor | None = None, **more: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """down(silu(gate) * up), and no bias; [S, B, C] there and back."""
-        if not (self.recompute_activation and self.training):  # validation keeps nothing
-            return super().forward(hidden_SBC, per_token_scale, **more)
+        assert per_token_scale is None, "for experts"
         gate_and_up_SBF, _ = self.linear_fc1(hidden_SBC)
+        if not (self.recompute_activation and self.training):  # validation keeps nothing
+            plain: tuple[torch.Tensor, torch.Tensor | None] = self.linear_fc2(
+                self._activation(gate_and_up_SBF)
+            )
+            return plain
         kept = WithoutOutput()
         gated_SBF = kept.checkpoint(self._activation, gate_and_up_SBF)
         out_SBC, bias = self.linear_fc2(gated_SBF)
@@ -87,7 +91,10 @@ class GatedMLP(MLP):
         return out_SBC, bias
 
     def _activation(self, gate_and_up_SBF: torch.Tensor) -> torch.Tensor:
-        """As megatron-core's `forward` computes it: by the kernel that was chosen, or fused on a GPU."""
+        """By the kernel that was chosen, or fused on a GPU.
+
+        In operations without what megatron-core adds to `up`, which is 0 in a Llama.
+        """
         if self.config.use_te_activation_func:
             chosen: torch.Tensor = self.activation_func(gate_and_up_SBF)
             return chosen
@@ -95,7 +102,7 @@ class GatedMLP(MLP):
             fused: torch.Tensor = bias_swiglu_impl(gate_and_up_SBF, None)
             return fused
         gate_SBF, up_SBF = gate_and_up_SBF.chunk(2, dim=-1)
-        return torch.nn.functional.silu(gate_SBF) * (up_SBF + self.config.glu_linear_offset)
+        return torch.nn.functional.silu(gate_SBF) * up_SBF
 
 
 def gated_mlp(submodules: MLPSubmodules) -> type[GatedMLP]:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from megatron.backend import Backend
+from megatron.backend import Backend, cpu_products
 from megatron.backend.cpu_engine import keep_freed_memory
-from megatron.backend.cpu_products import take_the_faster_library
 from megatron.checkpointing.record import BASE_FILES, CheckpointRecord
 from megatron.checkpointing.state import Trainable, layout_of, load_all, load_weights
 from megatron.core.distributed import (
@@ -107,7 +106,7 @@ def wrap(cfg: RunConfig, built: BuiltModel) -> Trainable:
         built.config.no_sync_func = model.no_sync
     if next(built.module.parameters()).device.type == "cpu":
         keep_freed_memory()
-        take_the_faster_library()
+        cpu_products.take_the_faster_library()
     return Trainable(model, core_optimizer)
 
 
@@ -182,7 +181,7 @@ def prepare(
     for line in (built.attention.describe(), *built.fused.describe(), *built.accelerators):
         log(line)
     state = TrainingState(built, wrap(cfg, built), data)
-    for line in in_words(state.model, backend):
+    for line in (*in_words(state.model, backend), *cpu_products.describe(dtype_of(cfg))):
         log(line)
     startup.done("model")
     if start is None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ def test_adding_in_pieces_is_adding(rows: int, columns: int, transposed: bool) -
     assert torch.equal(total, expected)
 
 
-def _gradients_of_two_micro_batches() -> tuple[torch.Tensor, torch.Tensor]:
+def _gradients_of_two_micro_batches(is_tied: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """What megatron-core's buffer holds after two backward passes in bfloat16, and what it should hold."""
     from megatron.backend import initialize
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -41,17 +42,21 @@ def _gradients_of_two_micro_batches() -> tuple[torch.Tensor, torch.Tensor]:
     initialize(ParallelConfig(), seed=0)
     config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1)
     linear = torch.nn.Linear(8, 8, bias=False).to(torch.bfloat16)
+    if is_tied:
+        setattr(linear.weight, "zero_out_wgrad", True)  # noqa: B010
     model = DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), linear)
     expected = torch.zeros(8, 8)
     for _ in range(2):
         x, y = torch.randn(5, 8).to(torch.bfloat16), torch.randn(5, 8).to(torch.bfloat16)
         (model(x) * y).sum().backward()
         expected += (y.t() @ x).float()
+    assert getattr(linear.weight, "zero_out_wgrad", False) is is_tied
     return getattr(linear.weight, "main_grad"), expected  # noqa: B009
 
 
-def test_every_micro_batch_is_added_once() -> None:
-    [(found, expected)] = run_ranks(_gradients_of_two_micro_batches, 1)
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_every_micro_batch_is_added_once(is_tied: bool) -> None:
+    [(found, expected)] = run_ranks(_gradients_of_two_micro_batches, 1, is_tied)
     assert torch.equal(found, expected)
 
 

@@ -108,6 +108,8 @@ def test_the_maker_decides(
     monkeypatch.setattr(cpu_products, "_is_asked_for", not is_faster)
     cpu_products.take_the_faster_library()
     assert cpu_products._is_asked_for is is_faster
+    assert ["AuthenticAMD" in line for line in cpu_products.describe(torch.float32)] == [True] * is_faster
+    assert cpu_products.describe(torch.bfloat16) == ()
 
 
 def _products_of_a_layer() -> list[tuple[int, ...]]:
