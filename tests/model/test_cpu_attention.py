@@ -76,10 +76,9 @@ def test_large_scores_are_not_rounded() -> None:
     assert relative_difference(attention_on_cpu(q, k, v, Settings()), exact) < 4.5e-3
 
 
-@pytest.mark.usefixtures("only_blocks")
-def test_nothing_is_kept_but_what_was_given() -> None:
-    """Not the square of the tokens: 512 * 512 is 64 times q."""
-    inputs = inputs_of(AttentionShape(512, 1, 2, 2, 8), torch.float32)
+def elements_kept(tokens: int) -> tuple[int, int]:
+    """How many numbers a call keeps for the backward pass, and how many it was given."""
+    inputs = inputs_of(AttentionShape(tokens, 1, 2, 2, 8), torch.float32)
     kept: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,7 +87,34 @@ def test_nothing_is_kept_but_what_was_given() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         attention_on_cpu(inputs[0], inputs[1], inputs[2], Settings())
-    assert sum(kept) == sum(x.numel() for x in inputs)
+    return sum(kept), sum(x.numel() for x in inputs)
+
+
+@pytest.mark.usefixtures("only_blocks")
+def test_of_long_sequences_nothing_is_kept_but_what_was_given() -> None:
+    """Not the square of the tokens: 576 * 576 is 72 times q."""
+    kept, given = elements_kept(576)
+    assert kept == given
+
+
+@pytest.mark.usefixtures("only_blocks")
+def test_of_short_ones_probabilities_are_kept() -> None:
+    """Of two heads and 200 tokens, in blocks of 64 and one of 8, each with the keys up to its end."""
+    kept, given = elements_kept(200)
+    assert kept == given + 2 * (64 * (64 + 128 + 192) + 8 * 200)
+
+
+@pytest.mark.usefixtures("only_blocks")
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_or_computed_again_they_are_the_same(
+    shape: AttentionShape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = inputs_of(shape, dtype)
+    kept = results(attention_on_cpu, inputs, Settings())
+    monkeypatch.setattr(cpu_attention, "_MOST_KEPT_TOKENS", 0)
+    again = results(attention_on_cpu, inputs, Settings())
+    assert all(torch.equal(*pair) for pair in zip(kept, again, strict=True))
 
 
 @pytest.mark.usefixtures("only_torch")
