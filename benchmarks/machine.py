@@ -40,14 +40,17 @@ def _output(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+# Nothing that is measured reads these.
+PAGES = [f":!*.{suffix}" for suffix in ("md", "png")] + [":!benchmarks/*.json"]
+
+
 def commit() -> str:
-    """The commit of this repository, and whether files differ from it."""
+    """The commit of this repository, and whether files differ from it other than pages and results."""
     found = _output("git", "rev-parse", "HEAD")
     if not found:
         return "not known: no git here"
-    return found + (
-        " with changes" if _output("git", "status", "--porcelain", "--untracked-files=no") else ""
-    )
+    changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", *PAGES)
+    return f"{found} with changes" if changed else found
 
 
 def describe() -> dict[str, Any]:
