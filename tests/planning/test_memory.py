@@ -173,15 +173,15 @@ def test_a_real_layer_keeps_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     """In float32, where the CPU's norm has the parts that a GPU's fused kernel has not, and no fused SwiGLU.
 
     Attention is torch's flash kernel for CPUs, which keeps what those of GPUs
-    keep. The other differences are added, and nothing is left: beside gate and up the CPU keeps silu(gate)
-    and megatron-core's copy of up, to which it adds an offset of 0, and the divided x of each norm.
+    keep. The other differences are added, and nothing is left: beside gate and up the CPU keeps silu(gate),
+    and the divided x of each norm.
     """
     cfg = run_config(hidden_size=128, intermediate_size=352, seq_length=256, fused_kernels="plain")
     tokens = 2 * 256
     monkeypatch.setattr(attention, "attention_on_cpu", sdpa)
     counted = layer_activations(cfg, choice_of(cfg, 1))
-    silu_and_up, divided = 2 * 4 * tokens * 352, 2 * 4 * tokens * 128
-    assert kept_by_a_real_layer(cfg) == counted + silu_and_up + divided
+    silu, divided = 4 * tokens * 352, 2 * 4 * tokens * 128
+    assert kept_by_a_real_layer(cfg) == counted + silu + divided
 
 
 def test_the_layer_of_korthikanti_and_ours_differ_by_known_terms() -> None:
