@@ -72,7 +72,7 @@ def size_for(machine: Machine, short: bool) -> Size:
             "checkpoint_factor": 50,
         }
         return Size(run, 40, 1024, 60)
-    if machine.precision == "fp32":  # about a third of the speed
+    if machine.precision == "fp32":  # a third to 0.6 of the speed, by the library of products
         return Size({"train_iters": 20, "eval_interval": 10, "checkpoint_factor": 10}, 10, 512, 48)
     return Size({}, 16, 512, 48)
 
