@@ -12,10 +12,8 @@ Writes FILE.json and FILE.md.
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import functools
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import page
-from benchmarks.machine import describe
+from benchmarks import page, timed_calls
 from megatron.model import cpu_attention
 from megatron.model.attention import AttentionShape, attention_task
 from megatron.model.attention_kernels import Kernel, Settings, math_attention, sdpa
@@ -45,10 +42,8 @@ def blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, how: Settings) -> 
     return cpu_attention.block_attention(q, k, v, q.size(-1) ** -0.5)
 
 
-def seconds_of(kernel: Kernel, inputs: Tensors, gradient: torch.Tensor) -> float:
-    began = time.perf_counter()
+def there_and_back(kernel: Kernel, inputs: Tensors, gradient: torch.Tensor) -> None:
     torch.autograd.grad(kernel(inputs[0], inputs[1], inputs[2], Settings()), list(inputs), gradient)
-    return time.perf_counter() - began
 
 
 def rows(calls: int) -> Iterator[dict[str, Any]]:
@@ -60,15 +55,16 @@ def rows(calls: int) -> Iterator[dict[str, Any]]:
                 task, math_attention, [x.detach().double().requires_grad_() for x in inputs]
             )
             gradient = torch.ones_like(inputs[0])
-            seconds: dict[str, list[float]] = {"flash": [], "blocks": []}
             kernels = {"flash": sdpa, "blocks": blocks}
-            for _ in range(calls + 3):
-                for side, kernel in kernels.items():
-                    seconds[side].append(seconds_of(kernel, inputs, gradient))
+            ways = {
+                side: functools.partial(there_and_back, kernel, inputs, gradient)
+                for side, kernel in kernels.items()
+            }
+            medians = timed_calls.median_ms(ways, calls)
             row: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "shape": name, **vars(shape)}
             for side, kernel in kernels.items():
                 found = forward_backward(task, kernel, inputs)
-                row[f"{side}_ms"] = 1e3 * statistics.median(seconds[side][3:])
+                row[f"{side}_ms"] = medians[side]
                 row[f"{side}_error"] = max(
                     relative_difference(*pair) for pair in zip(found, exact, strict=True)
                 )
@@ -88,23 +84,9 @@ def in_markdown(found: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         )
         for row in found
     ]  # fmt: skip
-    said = "Forward and backward; the median of the calls after three that are dropped."
+    said = f"Forward and backward. {timed_calls.SAID}"
     return page.text("Attention on a CPU", machine, said, head, cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--calls", type=int, default=15)
-    parser.add_argument("--output", type=Path, help="writes FILE.json and FILE.md, too")
-    options = parser.parse_args()
-    machine, found = describe(), list(rows(options.calls))
-    text = in_markdown(found, machine)
-    print(text)
-    if options.output is not None:
-        page.write(options.output, {"machine": machine, "rows": found}, text)
-
-
 if __name__ == "__main__":
-    main()
+    timed_calls.run(__doc__, rows, in_markdown)

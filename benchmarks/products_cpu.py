@@ -11,10 +11,8 @@ Writes FILE.json and FILE.md.
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import functools
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import page
-from benchmarks.machine import describe
+from benchmarks import page, timed_calls
 from megatron.backend import cpu_engine, cpu_products
 from megatron.model.kernel_choice import relative_difference
 
@@ -52,23 +49,15 @@ def operands(tokens: int, before: int, after: int) -> dict[str, tuple[torch.Tens
     return {"x W^T": (x, weight.t()), "g W": (gradient, weight), "g^T x": (gradient.t(), x)}
 
 
-def seconds_of(product: Product, left: torch.Tensor, right: torch.Tensor) -> float:
-    began = time.perf_counter()
-    product(left, right)
-    return time.perf_counter() - began
-
-
 def rows(calls: int) -> Iterator[dict[str, Any]]:
     for name, shape in SHAPES.items():
         for what, (left, right) in operands(*shape).items():
-            seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-            for _ in range(calls + 3):
-                for way, product in WAYS.items():
-                    seconds[way].append(seconds_of(product, left, right))
+            ways = {way: functools.partial(product, left, right) for way, product in WAYS.items()}
+            medians = timed_calls.median_ms(ways, calls)
             exact = left.double() @ right.double()
             row: dict[str, Any] = {"shape": name, "sizes": list(shape), "product": what}
             for way, product in WAYS.items():
-                row[f"{way}_ms"] = 1e3 * statistics.median(seconds[way][3:])
+                row[f"{way}_ms"] = medians[way]
                 row[f"{way}_error"] = relative_difference(product(left, right), exact)
             yield {**row, "ratio": row["torch_ms"] / row["engine_ms"]}
 
@@ -85,25 +74,11 @@ def in_markdown(found: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         for row in found
     ]  # fmt: skip
     library = "oneDNN" if cpu_products.onednn_is_faster() else "torch.matmul too"
-    said = f"float32; the engine takes {library} here. The median of the calls after three that are dropped."
+    said = f"float32; the engine takes {library} here. {timed_calls.SAID}"
     return page.text("Products of a linear layer on a CPU", machine, said, head, cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--calls", type=int, default=15)
-    parser.add_argument("--output", type=Path, help="writes FILE.json and FILE.md, too")
-    options = parser.parse_args()
+if __name__ == "__main__":
     cpu_engine.keep_freed_memory()  # as a run does, so that nobody waits for new memory
     cpu_products.take_the_faster_library()
-    machine, found = describe(), list(rows(options.calls))
-    text = in_markdown(found, machine)
-    print(text)
-    if options.output is not None:
-        page.write(options.output, {"machine": machine, "rows": found}, text)
-
-
-if __name__ == "__main__":
-    main()
+    timed_calls.run(__doc__, rows, in_markdown)
